@@ -1,0 +1,26 @@
+# `make run` trains both experiments at a small size and prints a table; `make test` lints and tests.
+# Both first make .venv, once; it is made anew when the requirements change.
+
+PYTHON ?= python3
+INSTALLED := .venv/installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+
+.PHONY: run test
+
+# DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample.
+run: $(INSTALLED)
+	.venv/bin/python tables.py quick $(if $(DATA),--data-root "$(DATA)")
+
+test: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("$(PYTHON) is older than Python 3.10: set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing the requirements into .venv: some minutes, most of them for torch."
+	.venv/bin/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,130 @@
+"""The cache builds once, also across processes, and recovers from whatever has happened to its file."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.cache import cache_directory, load_or_build
+
+TENSORS = {"path": torch.arange(600.0).reshape(20, 30), "label": torch.arange(20)}
+
+BUILD_IN_A_PROCESS = """
+import os, sys, tempfile, time, torch
+from pathlib import Path
+from datasets.cache import load_or_build
+
+def build():
+    tempfile.mkstemp(prefix="built-", dir=folder)
+    time.sleep(0.5)
+    return {"pid": torch.tensor(os.getpid())}
+
+folder = Path(sys.argv[1])
+print(load_or_build(folder / "cached", build)["pid"].item())
+"""
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def build():
+    return TENSORS
+
+
+def refuse():
+    pytest.fail("What is cached was built again.")
+
+
+def assert_equal(tensors):
+    assert list(tensors) == list(TENSORS)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, TENSORS[name], rtol=0, atol=0)
+
+
+def test_builds_once_and_then_reads(tmp_path, caplog):
+    path = tmp_path / "cached"
+    assert_equal(load_or_build(path, build))
+    assert_equal(load_or_build(path, refuse))
+    assert not caplog.records
+
+
+def test_of_two_processes_one_builds(tmp_path):
+    command = [sys.executable, "-c", BUILD_IN_A_PROCESS, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    processes = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (process.communicate(timeout=60)[0] for process in processes)
+    assert first == second
+    assert first.strip().isdigit()
+    assert len(list(tmp_path.glob("built-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: b"", id="empty"),
+        pytest.param(lambda content: content[: len(content) // 2], id="half"),
+        pytest.param(lambda content: content[:-1], id="last byte missing"),
+        pytest.param(lambda content: content.replace(b"\x80?", b"\x80@", 1), id="one value changed"),
+        pytest.param(lambda content: b"no archive at all", id="text"),
+        pytest.param(lambda content: pickle.dumps({"path": 1}), id="pickle"),
+    ],
+)
+def test_damaged_file_is_built_anew(tmp_path, caplog, damage):
+    path = tmp_path / "cached"
+    load_or_build(path, build)
+    intact = path.read_bytes()
+    path.write_bytes(damage(intact))
+    assert path.read_bytes() != intact
+    assert_equal(load_or_build(path, build))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The cache file {path} cannot be read: it is built anew."
+    ]
+    assert path.read_bytes() == intact
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    path, touched = tmp_path / "cached", tmp_path / "touched"
+    with path.open("wb") as file:
+        np.savez(file, path=np.array([Payload(touched)], dtype=object))
+    assert_equal(load_or_build(path, build))
+    assert not touched.exists()
+
+
+def test_failed_write_leaves_neither_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    path = tmp_path / "cached"
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        load_or_build(path, build)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.suffix != ".lock"] == []
+
+
+def test_directory_is_the_argument_or_the_variable_or_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SEMINORM_CACHE", str(tmp_path / "variable"))
+    assert cache_directory(tmp_path / "argument") == tmp_path / "argument"
+    assert cache_directory() == tmp_path / "variable"
+    monkeypatch.delenv("SEMINORM_CACHE")
+    assert cache_directory() == tmp_path / "home" / ".cache" / "seminorm"
+    assert cache_directory().is_dir()
+
+
+def test_directory_that_cannot_be_made_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match="cannot be made"):
+        cache_directory(file / "below")
