@@ -1,0 +1,1 @@
+"""What both experiments share: the solver and its adjoint, the training loop, and the results."""

@@ -1,0 +1,105 @@
+"""The settings of a training, checked and normalised once; each experiment derives its own from them."""
+
+import math
+import numbers
+import os
+import typing
+from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from .norms import Adjoint
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What the settings of every experiment have in common.
+
+    A field's annotation, in derived classes too, says what it may be: an `int` is at least 1 and a `float` finite and
+    above 0 (or at least the `minimum` in the field's metadata), a `Literal` is one of its values. A path becomes a
+    string. A field with `condition=False` in its metadata does not change what is learnt.
+
+    Raises:
+        ValueError: if a value is not allowed; it says what is.
+    """
+
+    device: int | str | torch.device
+    """Where to train: cpu, cuda, cuda:1, or the number of a GPU."""
+    norm: bool | str
+    """Norm of the adjoint solve: its name, or False for default and True for seminorm."""
+    rtol: float
+    """Relative tolerance of the forward and the backward solve."""
+    atol: float
+    """Absolute tolerance of the forward and the backward solve."""
+    _: KW_ONLY
+    seed: int = field(default=0, metadata={"minimum": 0, "condition": False})
+    """What the initial weights and the order of the batches are drawn from."""
+    max_epochs: int
+    """Number of epochs, unless the train loss stops falling before."""
+    batch_size: int
+    """Samples in a batch."""
+    learning_rate: float
+    """AdamW's learning rate at the start."""
+    weight_decay: float = field(default=0.01, metadata={"minimum": 0})
+    """AdamW's weight decay."""
+    metric_interval: int = 10
+    """Epochs from one measurement to the next; the last epoch is measured too."""
+    scheduler_patience: int = field(default=2, metadata={"minimum": 0})
+    """Measurements without improvement that are let pass before the learning rate falls tenfold."""
+    plateau_epochs: int = 100
+    """Epochs without improvement that are let pass before training stops."""
+    published_metrics: bool = field(default=False, metadata={"condition": False})
+    """Measure as the published code does, by extra passes that go forward and backward."""
+    save: bool = field(default=True, metadata={"condition": False})
+    """Write a results file."""
+    results_dir: str | os.PathLike = field(default="results", metadata={"condition": False})
+    """Folder of the results files."""
+
+    def __post_init__(self):
+        values = {setting.name: _checked(setting, getattr(self, setting.name)) for setting in fields(self)}
+        values.update(device=_checked_device(self.device), norm=Adjoint.parse(self.norm).value)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def condition(self) -> str:
+        """Norm and tolerances, then each other setting that changes what is learnt and differs from its default."""
+        parts = [self.norm, str(self.rtol), str(self.atol)]
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.kw_only and setting.metadata.get("condition", True) and value != setting.default:
+                parts.append(f"{setting.name}-{value}")
+        return "-".join(parts)
+
+
+def _checked(setting: Field, value: Any) -> Any:
+    kind, minimum = setting.type, setting.metadata.get("minimum")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if kind is int:
+        minimum = 1 if minimum is None else minimum
+        valid, allowed = is_number and value == value // 1 >= minimum, f"a whole number of at least {minimum}"
+    elif kind is float:
+        valid = is_number and math.isfinite(value) and (value > 0 if minimum is None else value >= minimum)
+        allowed = "a finite number " + ("above 0" if minimum is None else f"of at least {minimum}")
+    elif typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        valid, allowed = value in choices, f"one of {', '.join(map(repr, choices))}"
+    else:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not valid:
+        raise ValueError(f"{setting.name} is {value!r}, but must be {allowed}")
+    # Numbers of other libraries, such as NumPy's, cannot be saved as JSON.
+    return kind(value) if kind in (int, float) else value
+
+
+def _checked_device(device: int | str | torch.device) -> str:
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    available = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
+    try:
+        name = str(torch.device(device))
+    except (RuntimeError, TypeError):
+        name = None
+    if name not in available:
+        raise ValueError(f"device is {device!r}, but this machine has {', '.join(available)}")
+    return name

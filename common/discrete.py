@@ -1,0 +1,153 @@
+"""The exact gradient of the steps that a solve took, from their records: the adjoint named `discrete`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .dopri5 import NUM_STAGES, STAGE_WEIGHTS, STEP_WEIGHTS
+from .field import Field
+from .solver import stage_times
+from .statistics import Statistics
+
+
+@dataclass
+class StepRecord:
+    """An accepted step, as far as its reversal needs it."""
+
+    t0: float
+    t1: float
+    first_stage_time: float
+    """Where the first slope was evaluated: at t0, or on one side of it."""
+    start: Tensor | None
+    """The state at t0, in its shape; None between checkpoints, where it is solved for again."""
+    outputs: dict[int, Sequence[float]] = field(default_factory=dict)
+    """The dense output's weights of each output time in this step, by its index."""
+
+
+class _Stages:
+    """The stages of one step at a time, linearised."""
+
+    def __init__(self, vector_field: Field, like: Tensor, statistics: Statistics):
+        self.field = vector_field
+        self.shape = like.shape
+        self.statistics = statistics
+        self.slopes = like.new_empty(NUM_STAGES, like.numel())
+        self.tableau = like.new_tensor([[*row, *[0.0] * (NUM_STAGES - len(row))] for row in STAGE_WEIGHTS])
+
+    def state(self, step: StepRecord, start: Tensor, stage: int) -> Tensor:
+        """The state at a stage, or for the last stage at the end of the step, from the slopes before it."""
+        if stage == 0:
+            return start
+        weights = self.tableau[stage, :stage] * (step.t1 - step.t0)
+        return torch.addmv(start.view(-1), self.slopes[:stage].T, weights).view(self.shape)
+
+    def linearise(self, step: StepRecord, start: Tensor, stage: int) -> None:
+        times = [step.first_stage_time, *stage_times(step.t0, step.t1, start.dtype)]
+        self.statistics.evaluation_times.append(times[stage])
+        slope = self.slopes[stage].view(self.shape)
+        self.field.linearise(stage, times[stage], self.state(step, start, stage), slope)
+
+    def pullback(self, stage: int, cotangent: Tensor, gradient: Tensor) -> Tensor:
+        """cotangent^T df/dy (flat) at a stage; adds the product with the parameters to `gradient`."""
+        product = torch.empty_like(cotangent)
+        self.field.pullback(stage, cotangent.view(self.shape), product.view(self.shape))
+        self.field.add_parameter_product(stage, 1.0, gradient)
+        return product
+
+
+def reverse_steps(
+    vector_field: Field,
+    record: list[StepRecord],
+    solution_gradient: Tensor,
+    *,
+    checkpoint_interval: int,
+    statistics: Statistics,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of y0 (its shape) and of the parameters (flat), from those of the solution (times, *shape).
+
+    Memory: the states kept in `record`, those of one `checkpoint_interval`, and the linearised stages of one step.
+    """
+    stages = _Stages(vector_field, solution_gradient[0], statistics)
+    gradient = solution_gradient.new_zeros(sum(vector_field.parameter_sizes))
+    flat = solution_gradient.flatten(1)
+    end_gradient = torch.zeros_like(flat[0])
+    for first in reversed(range(0, len(record), checkpoint_interval)):
+        steps = record[first : first + checkpoint_interval]
+        starts = [steps[0].start]
+        for step in steps[:-1]:
+            vector_field.enter(step.t0, step.t1)
+            for stage in range(NUM_STAGES - 1):
+                stages.linearise(step, starts[-1], stage)
+            starts.append(stages.state(step, starts[-1], NUM_STAGES - 1))
+        for index in reversed(range(len(steps))):
+            number = first + index
+            end_gradient = _reverse_step(
+                stages,
+                steps[index],
+                starts[index],
+                end_gradient,
+                flat,
+                gradient,
+                before=record[number - 1] if number > 0 else None,
+                after=record[number + 1] if number + 1 < len(record) else None,
+            )
+    return (end_gradient + flat[0]).view_as(solution_gradient[0]), gradient
+
+
+def _reverse_step(
+    stages: _Stages,
+    step: StepRecord,
+    start: Tensor,
+    end_gradient: Tensor,
+    solution_gradient: Tensor,
+    gradient: Tensor,
+    *,
+    before: StepRecord | None,
+    after: StepRecord | None,
+) -> Tensor:
+    """The gradient of the state at the start of a step (flat), from that at its end; adds to the parameters' `gradient`.
+
+    Where a step's last slope is the first of the next, the next step pulls both back at once.
+    """
+    dt = step.t1 - step.t0
+    stages.field.enter(step.t0, step.t1)
+    for stage in range(NUM_STAGES - 1):
+        stages.linearise(step, start, stage)
+    if not _share_a_slope(step, after, start.dtype):
+        last_slope_gradient = _last_slope_gradient(step, solution_gradient)
+        if last_slope_gradient is not None:
+            stages.linearise(step, start, NUM_STAGES - 1)
+            end_gradient = end_gradient + stages.pullback(NUM_STAGES - 1, last_slope_gradient, gradient)
+
+    slope_gradients = torch.outer(end_gradient.new_tensor(STEP_WEIGHTS) * dt, end_gradient)
+    start_gradient = end_gradient.clone()
+    for index, weights in step.outputs.items():
+        start_gradient += solution_gradient[index]
+        slope_gradients.addr_(end_gradient.new_tensor(weights) * dt, solution_gradient[index])
+    if _share_a_slope(before, step, start.dtype):
+        last_slope_gradient = _last_slope_gradient(before, solution_gradient)
+        if last_slope_gradient is not None:
+            slope_gradients[0] += last_slope_gradient
+
+    for stage in reversed(range(NUM_STAGES - 1)):
+        product = stages.pullback(stage, slope_gradients[stage], gradient)
+        start_gradient += product
+        if stage > 0:
+            slope_gradients[:stage].addr_(stages.tableau[stage, :stage] * dt, product)
+    return start_gradient
+
+
+def _share_a_slope(step: StepRecord | None, after: StepRecord | None, dtype: torch.dtype) -> bool:
+    """Whether the last slope of `step` was taken as the first of the step `after` it: not so at a jump or at the ends."""
+    if step is None or after is None:
+        return False
+    return after.first_stage_time == stage_times(step.t0, step.t1, dtype)[-1]
+
+
+def _last_slope_gradient(step: StepRecord, solution_gradient: Tensor) -> Tensor | None:
+    """The gradient of a step's last slope, which only the dense output uses; None where it does not."""
+    dt = step.t1 - step.t0
+    terms = [dt * weights[-1] * solution_gradient[index] for index, weights in step.outputs.items() if weights[-1]]
+    return sum(terms) if terms else None

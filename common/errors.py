@@ -1,0 +1,9 @@
+"""What stops a run: the solver and the trainer raise these, and the command line explains them."""
+
+
+class SolverError(RuntimeError):
+    """A solve could not go on, for example because its step became too small for the tolerances."""
+
+
+class TrainingFailed(RuntimeError):
+    """A training stopped before its end. Its `results` attribute holds what had been learnt and measured by then."""

@@ -1,0 +1,126 @@
+"""What the solver needs of a vector field, and the wrapper that makes it of any nn.Module. Solver and adjoint use it.
+
+The reverse products come in three parts, so that none is computed before it is sure to be needed: `linearise` evaluates
+the field and keeps what its products need, `pullback` gives the product with the state's Jacobian, and
+`add_parameter_product` the one with the parameters', which only an accepted step asks for. What is kept lives in one
+slot for each stage of a Runge-Kutta step.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .dopri5 import NUM_STAGES
+
+
+class Field(Protocol):
+    """A vector field f(t, y) written for the solver.
+
+    A module offers one by a method `fused_field(y0) -> Field`; any other module goes through `AutogradField`. The state
+    `y` and the derivative `out` have the shape of `y0`. `t` is a Python float.
+    """
+
+    parameter_sizes: tuple[int, ...]
+    """Number of entries of each parameter with a gradient, in the order in which they lie in a flat gradient."""
+    capturable: bool
+    """Whether all work is the same sequence of kernels on the same buffers whatever `t` is, as a CUDA graph needs."""
+
+    def enter(self, t0: float, t1: float) -> None:
+        """What is evaluated from now on lies between `t0` and `t1`, on the inner sides of jumps at either of them."""
+
+    def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
+        """Write f(t, y) to `out`."""
+
+    def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
+        """Write f(t, y) to `out` and keep in `slot` what its products need."""
+
+    def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
+        """Write cotangent^T df/dy at the point of `slot` to `out`."""
+
+    def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
+        """Add weight * cotangent^T df/dparameters to the flat `gradient`, for the last `pullback` of `slot`."""
+
+    def reuse_last_slot(self) -> None:
+        """The last stage is the next step's first: let the first slot hold what the last one holds."""
+
+    def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """The flat `gradient` as tensors of the parameters' shapes."""
+
+
+class AutogradField:
+    """Any `func(t, y)` as a `Field`: products by autograd, on the graph kept since the evaluation.
+
+    Args:
+        func: called with `t`, a tensor without dimensions, and `y` of shape `shape`.
+        parameters: the tensors whose gradients are wanted.
+        shape: shape of the state.
+        time_gradient: whether the gradient is to have one more entry at its end, the product with df/dt.
+    """
+
+    capturable = False
+
+    def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
+        self.func = func
+        self.parameters = parameters
+        self.shape = shape
+        self.time_gradient = time_gradient
+        self.parameter_sizes = tuple(parameter.numel() for parameter in parameters)
+        self.points: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * NUM_STAGES
+        self.cotangents: list[Tensor | None] = [None] * NUM_STAGES
+
+    def enter(self, t0: float, t1: float) -> None:
+        """A field of `t` alone needs no telling."""
+
+    def _call(self, t: Tensor, y: Tensor) -> Tensor:
+        derivative = self.func(t, y)
+        if derivative.shape != self.shape:
+            raise ValueError(
+                f"the vector field returned shape {tuple(derivative.shape)} for a state of shape {tuple(self.shape)}: "
+                "both must be the same"
+            )
+        return derivative
+
+    def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
+        with torch.no_grad():
+            out.copy_(self._call(y.new_tensor(t), y))
+
+    def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
+        with torch.enable_grad():
+            # Leaves of their own: the solver writes the next stages over `y`, the graph must keep its value.
+            time = y.new_tensor(t).requires_grad_(self.time_gradient)
+            state = y.detach().clone().requires_grad_(True)
+            derivative = self._call(time, state)
+        self.points[slot] = (time, state, derivative)
+        out.copy_(derivative.detach())
+
+    def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
+        _, state, derivative = self.points[slot]
+        self.cotangents[slot] = cotangent.clone()
+        if not derivative.requires_grad:
+            out.zero_()
+            return
+        (product,) = torch.autograd.grad(derivative, state, cotangent, retain_graph=True, allow_unused=True)
+        out.zero_() if product is None else out.copy_(product)
+
+    def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
+        time, _, derivative = self.points[slot]
+        wanted = (*self.parameters, time) if self.time_gradient else self.parameters
+        if not wanted or not derivative.requires_grad:
+            return
+        products = torch.autograd.grad(
+            derivative, wanted, self.cotangents[slot], retain_graph=True, allow_unused=True
+        )
+        position = 0
+        for target, product in zip(wanted, products, strict=True):
+            if product is not None:
+                gradient[position : position + target.numel()].add_(product.reshape(-1), alpha=weight)
+            position += target.numel()
+
+    def reuse_last_slot(self) -> None:
+        self.points[0] = self.points[-1]
+        self.cotangents[0] = self.cotangents[-1]
+
+    def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        pieces = gradient.split(self.parameter_sizes)
+        return tuple(piece.view_as(target) for piece, target in zip(pieces, self.parameters, strict=True))

@@ -1,0 +1,63 @@
+"""Where a run came from (machine, versions, commit): the trainer puts it in every results file."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "torch",
+    "torchdiffeq",
+    "torchcde",
+    "torchaudio",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "gymnasium",
+    "soundfile",
+)
+
+
+def describe(device: torch.device) -> dict:
+    """The device, the number of threads, the platform, the versions and the commit, ready for JSON.
+
+    `commit` ends in "-dirty" if tracked files differ from it, and is None outside a git checkout. A package that is not
+    installed has the version None.
+    """
+    return {
+        "device_name": _device_name(device),
+        "num_threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and platform.system() == "Linux":
+        # `platform.processor()` is empty or just "x86_64" there.
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return process.stdout.strip()

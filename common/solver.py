@@ -1,0 +1,276 @@
+"""The adaptive solver: Dormand-Prince steps of one system in one direction of time. The adjoint drives it.
+
+Time, step size and controller are Python floats, so an attempted step waits for the device once, to read its error. The
+steps are those of torchdiffeq's dopri5, with two differences: a step that ends exactly on a jump counts as having met it
+(torchdiffeq forgets every later jump then), and the evaluation after a jump is made when the next step needs it, so not
+after the last one.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy
+import torch
+from torch import Tensor
+
+from .dopri5 import (
+    ERROR_WEIGHTS,
+    NODES,
+    NUM_STAGES,
+    STAGE_WEIGHTS,
+    STEP_WEIGHTS,
+    first_step_size,
+    interpolation_weights,
+    next_step_size,
+    trial_step_size,
+)
+from .errors import SolverError
+from .norms import Block, block_norm
+from .statistics import Statistics
+
+DEFAULT_MAX_NUM_STEPS = 100_000
+
+
+class System(Protocol):
+    """What is integrated: a flat state of which the first `num_coupled` entries stand in the right-hand side.
+
+    The others are integrals: their slopes are written, but no stage ever reads them.
+    """
+
+    size: int
+    num_coupled: int
+    capturable: bool
+
+    def enter(self, t0: float, t1: float) -> None:
+        """See `Field.enter`."""
+
+    def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
+        """Learn where each stage's coupled state is read (num_coupled) and its slope is to be written (size)."""
+
+    def evaluate(self, stage: int, t: float) -> None:
+        """Write the slope of stage number `stage`."""
+
+    def reuse_last_stage(self) -> None:
+        """The last stage has become the first."""
+
+
+def beside(t: float, towards: float, dtype: torch.dtype) -> float:
+    """The number of `dtype` next to `t` on the side of `towards`: a field with a jump at `t` is asked on that side."""
+    if dtype == torch.float32:
+        return float(numpy.nextafter(numpy.float32(t), numpy.float32(towards)))
+    return math.nextafter(t, towards)
+
+
+def stage_times(t0: float, t1: float, dtype: torch.dtype) -> list[float]:
+    """Where the stages after the first are evaluated; those at the end of the step are asked just before it."""
+    just_before_t1 = beside(t1, t0, dtype)
+    return [just_before_t1 if node == 1 else t0 + node * (t1 - t0) for node in NODES[1:]]
+
+
+class Solver:
+    """Steps of one system from one time towards another.
+
+    After `advance`, the last step went from `t0` to `t1`, its stages' slopes are in `slopes` (stages, size), its start
+    in `start` (size) and its end in `end` (size).
+
+    Args:
+        system: what to integrate.
+        blocks: the norm, as blocks of the flat state.
+        rtol, atol: relative and absolute tolerance.
+        jumps: where the system is discontinuous in time, in any order; every one is the end of a step.
+        like: a tensor of the dtype and on the device of the state.
+        statistics: where evaluations and steps are counted.
+        exact_end: whether the last step ends at the end asked for. Otherwise it may go beyond, as in torchdiffeq, and the
+            end is interpolated.
+        max_num_steps: how many attempts are allowed from `begin` on.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        blocks: Sequence[Block],
+        *,
+        rtol: float,
+        atol: float,
+        jumps: Sequence[float],
+        like: Tensor,
+        statistics: Statistics,
+        exact_end: bool = False,
+        max_num_steps: int = DEFAULT_MAX_NUM_STEPS,
+    ):
+        self.system = system
+        self.blocks = blocks
+        self.rtol, self.atol = rtol, atol
+        self.jumps = sorted(jumps)
+        self.dtype = like.dtype
+        self.statistics = statistics
+        self.exact_end = exact_end
+        self.max_num_steps = max_num_steps
+
+        size, coupled = system.size, system.num_coupled
+        self.start, self.end, self.error, self.scale = like.new_zeros(4, size).unbind()
+        self.slopes = like.new_zeros(NUM_STAGES, size)
+        inner = like.new_empty(NUM_STAGES - 2, coupled).unbind()
+        self.stage_states = (self.start[:coupled], *inner, self.end[:coupled])
+        rows = [[*row, *[0.0] * (NUM_STAGES - len(row))] for row in (*STAGE_WEIGHTS, ERROR_WEIGHTS)]
+        self.tableau = like.new_tensor(rows)
+        # Views made once: slicing costs as much as a small kernel, and every attempt would do it again.
+        self.step_size = like.new_empty(())
+        self.weights = torch.empty_like(self.tableau)
+        self.stage_weights = [self.weights[i, :i] for i in range(NUM_STAGES)]
+        self.slopes_before = [self.slopes[:i, :coupled].T for i in range(NUM_STAGES)]
+        self.slopes_before[-1] = self.slopes[: NUM_STAGES - 1].T
+        self.starts = [*[self.start[:coupled]] * (NUM_STAGES - 1), self.start]
+        self.ends = [*self.stage_states[: NUM_STAGES - 1], self.end]
+        system.bind(self.stage_states, self.slopes.unbind())
+
+    def begin(self, t0: float, t_end: float, state: Tensor, *, first_step: float | None = None) -> None:
+        """Stand at `t0` with `state` (size), ready to step towards `t_end`.
+
+        The first step is guessed at the price of one evaluation if its size `first_step` is not given.
+
+        Raises:
+            SolverError: if the state or the field is not finite.
+        """
+        self.direction = 1.0 if t_end > t0 else -1.0
+        self.t_end = t_end
+        self.num_attempts = 0
+        self.t0 = self.t1 = t0
+        self.start.copy_(state)
+        self._is_start_current = True
+        self._enter_piece()
+        self._evaluate_first(beside(t0, self._piece_end, self.dtype) if t0 in self.jumps else t0)
+        self.dt = self._guess_first_step() if first_step is None else abs(first_step)
+
+    def advance(self) -> None:
+        """Attempt steps until one is accepted.
+
+        Raises:
+            SolverError: if the step becomes too small for the time it starts at, or the attempts too many.
+        """
+        self._move_on()
+        accepted = False
+        while not accepted:
+            self.num_attempts += 1
+            if self.num_attempts > self.max_num_steps:
+                raise self._failure(f"more than {self.max_num_steps} steps were attempted")
+            t0, dt = self.t0, self.dt
+            t1 = t0 + self.direction * dt
+            if t1 == t0 or not math.isfinite(t1):
+                raise self._failure("the step became too small")
+            # With `<`, a step that lands on the jump of its own accord would not count as having met it.
+            self._is_on_stop = self._next_stop is not None and (self._next_stop - t1) * self.direction <= 0
+            if self._is_on_stop:
+                t1 = self._next_stop
+                dt = abs(t1 - t0)
+            self.t1 = t1
+            self.uncut_dt = self.dt
+            error_ratio = self._attempt(t0, t1)
+            accepted = error_ratio <= 1
+            (self.statistics.accept_times if accepted else self.statistics.reject_times).append(t0)
+            self.dt = next_step_size(dt, error_ratio)
+        self._is_start_current = False
+
+    @property
+    def next_step(self) -> float:
+        """The size to go on with after the last step, whatever stop cut it short."""
+        return max(self.dt, self.uncut_dt)
+
+    def has_passed(self, t: float) -> bool:
+        """Whether the last step ends at `t` or beyond."""
+        return (self.t1 - t) * self.direction >= 0
+
+    def weights_at(self, t: float) -> tuple[float, ...]:
+        """The weights of the dense output at a time `t` within the last step; at its end, those of the step."""
+        if t == self.t1:
+            return STEP_WEIGHTS
+        return interpolation_weights((t - self.t0) / (self.t1 - self.t0))
+
+    def interpolate(self, t: float) -> Tensor:
+        """The state at a time `t` within the last step, or at the start if no step was taken."""
+        if t in (self.t0, self.t1):
+            return (self.start if t == self.t0 else self.end).clone()
+        dt = self.t1 - self.t0
+        weights = self.slopes.new_tensor([dt * weight for weight in self.weights_at(t)])
+        return torch.addmv(self.start, self.slopes.T, weights)
+
+    def _enter_piece(self) -> None:
+        """Find where the next step must stop, and tell the system between which times the coming evaluations lie."""
+        if self.direction > 0:
+            ahead = self.jumps[bisect.bisect_right(self.jumps, self.t0) :][:1]
+        else:
+            ahead = self.jumps[: bisect.bisect_left(self.jumps, self.t0)][-1:]
+        self._next_stop = ahead[0] if ahead else None
+        if self.exact_end and (not ahead or (ahead[0] - self.t_end) * self.direction > 0):
+            self._next_stop = self.t_end
+        self._piece_end = self.t_end if self._next_stop is None else self._next_stop
+        self.system.enter(self.t0, self._piece_end)
+
+    def _move_on(self) -> None:
+        """Make the end of the last step the start of the next."""
+        if self._is_start_current:
+            return
+        self.t0 = self.t1
+        self.start.copy_(self.end)
+        if self._is_on_stop:
+            self._enter_piece()
+            self._evaluate_first(beside(self.t0, self._piece_end, self.dtype))
+        else:
+            self.slopes[0].copy_(self.slopes[-1])
+            self.first_stage_time = self.stage_times[-1]
+            self.system.reuse_last_stage()
+        self._is_start_current = True
+
+    def _evaluate_first(self, t: float) -> None:
+        self.statistics.evaluation_times.append(t)
+        self.first_stage_time = t
+        self.system.evaluate(0, t)
+
+    def _attempt(self, t0: float, t1: float) -> float:
+        """Take the step from `t0` to `t1`; return its error over the tolerance."""
+        self.stage_times = stage_times(t0, t1, self.dtype)
+        self.statistics.evaluation_times.extend(self.stage_times)
+        self.step_size.fill_(t1 - t0)
+        return self._error_ratio().item()
+
+    def _error_ratio(self) -> Tensor:
+        """All the work of an attempt, from buffers to buffers."""
+        torch.mul(self.tableau, self.step_size, out=self.weights)
+        for stage, t in enumerate(self.stage_times, start=1):
+            torch.addmv(
+                self.starts[stage], self.slopes_before[stage], self.stage_weights[stage], out=self.ends[stage]
+            )
+            self.system.evaluate(stage, t)
+        torch.mv(self.slopes.T, self.weights[-1], out=self.error)
+        torch.maximum(self.start.abs(), self.end.abs(), out=self.scale)
+        self.error.div_(self.scale.mul_(self.rtol).add_(self.atol))
+        return block_norm(self.error, self.blocks)
+
+    def _guess_first_step(self) -> float:
+        start, slope = self.start, self.slopes[0]
+        scale = torch.add(self.atol, start.abs(), alpha=self.rtol)
+        norms = torch.stack([block_norm(start / scale, self.blocks), block_norm(slope / scale, self.blocks)])
+        state_norm, slope_norm = norms.tolist()
+        if not math.isfinite(state_norm + slope_norm):
+            what = "the vector field" if math.isfinite(state_norm) else "the state"
+            raise self._failure(f"{what} is not finite")
+        trial = trial_step_size(state_norm, slope_norm)
+        coupled = self.system.num_coupled
+        torch.add(start[:coupled], slope[:coupled], alpha=self.direction * trial, out=self.stage_states[1])
+        t_trial = self.t0 + self.direction * trial
+        self.system.enter(t_trial, t_trial)
+        self.statistics.evaluation_times.append(t_trial)
+        self.system.evaluate(1, t_trial)
+        self._enter_piece()
+        change_norm = block_norm((self.slopes[1] - slope) / scale, self.blocks).item()
+        return first_step_size(trial, slope_norm, change_norm)
+
+    def _failure(self, what: str) -> SolverError:
+        return SolverError(
+            f"{what} at t = {self.t0:.9g} (step size {self.dt if hasattr(self, 'dt') else math.nan:.3g}, "
+            f"rtol {self.rtol:g}, atol {self.atol:g}, {self.statistics.num_accepted} steps accepted and "
+            f"{self.statistics.num_rejected} rejected so far): try larger tolerances or float64, and check that the "
+            "data and the vector field are finite"
+        )
