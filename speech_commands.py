@@ -1,7 +1,7 @@
 """A Neural CDE that classifies spoken words: `results = main(device, norm)`, or `python speech_commands.py --help`."""
 
-import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common import command_line, randomness
-from common.adjoint import Solution, solve
+from common.adjoint import Solution
 from common.config import TrainingConfig
 from common.results import Results
 from common.statistics import SolveStatistics
@@ -45,7 +45,7 @@ class Config(TrainingConfig):
     """Width of the hidden layers of the vector field."""
     num_hidden_layers: int = field(default=4, kw_only=True)
     """Number of hidden layers of the vector field."""
-    data_root: str | None = field(default=None, kw_only=True)
+    data_root: str | os.PathLike | None = field(default=None, kw_only=True, metadata={"condition": False})
     """Folder that holds speech_commands_v0.02/<word>/*.wav; "synthetic" for the built-in sample; None to download."""
     split: Literal["published", "official"] = field(default="published", kw_only=True)
     """Published: at random, stratified by label. Official: the data set's own lists, which keep speakers apart."""
@@ -70,7 +70,7 @@ class VectorField(nn.Module):
 
 
 class ControlledField(nn.Module):
-    """dz/dt = g(z) dX/dt along one batch of paths: the right-hand side of the equation, of z (batch, hidden_channels)."""
+    """dz/dt = g(z) dX/dt along one batch of paths, for z of shape (batch, hidden_channels)."""
 
     def __init__(self, vector_field: VectorField, path: torchcde.LinearInterpolation):
         super().__init__()
@@ -142,7 +142,7 @@ def run(config: Config) -> Results:
             len(dataset.WORDS),
             hidden_hidden_channels=config.hidden_hidden_channels,
             num_hidden_layers=config.num_hidden_layers,
-            solve=functools.partial(solve, rtol=config.rtol, atol=config.atol, adjoint=config.norm),
+            solve=config.solve,
         )
     return train(
         config,

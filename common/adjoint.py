@@ -1,7 +1,7 @@
 """Solves of ordinary differential equations with a choice of gradient: models use `solve`, others `odeint_adjoint`.
 
-Four ways are adjoint solves that differ in their norm. Of these the seminorm takes the paper at its word. The adjoint of
-the parameters is an integral, so it does not ride in the solver's state at all: it is summed up by the quadrature that
+Four ways are adjoint solves that differ in their norm. Of these the seminorm takes the paper at its word: the adjoint
+of the parameters is an integral, so it does not ride in the solver's state. It is summed up by the quadrature that
 belongs to each accepted step, and a rejected step never computes it. The fifth way, `discrete`, has no backward solve:
 it is the exact gradient of the steps that the forward solve took.
 """
@@ -9,18 +9,18 @@ it is the exact gradient of the steps that the forward solve took.
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from . import torchdiffeq_reference
-from .discrete import StepRecord, reverse_steps
-from .dopri5 import STEP_WEIGHTS
-from .field import AutogradField, Field
-from .norms import Adjoint, consecutive_blocks, norm_blocks
-from .solver import DEFAULT_MAX_NUM_STEPS, Solver
+from .field import AutogradField
+from .norms import Adjoint
+from .passes import DifferentiableSolve, Plan
+from .solver import DEFAULT_MAX_NUM_STEPS
 from .statistics import SolveStatistics
 
 State = Tensor | tuple[Tensor, ...]
@@ -59,8 +59,8 @@ def solve(
     Keywords that torchdiffeq has too mean the same here; those of its `options` stand beside the others.
 
     Args:
-        func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`; returns dy/dt of that shape. If
-            it has a method `fused_field(y0)`, that `Field` is evaluated in its place.
+        func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`; returns dy/dt of that shape.
+            If it has a method `fused_field(y0)`, that `Field` is evaluated in its place.
         y0: the initial state, of dtype float32 or float64: a tensor of any shape, or a tuple of tensors.
         t: the output times, of shape (times,): at least two, strictly increasing or decreasing. The first is y0's.
         rtol: relative tolerance.
@@ -89,9 +89,11 @@ def solve(
     _check_positive(rtol=rtol, atol=atol, adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, first_step=first_step)
     _check_positive(checkpoint_interval=checkpoint_interval, max_num_steps=max_num_steps)
     if adjoint is Adjoint.DISCRETE and t.requires_grad:
-        raise ValueError("'discrete' takes the steps as they are and has no gradient of t: use 'seminorm', or a t without")
+        raise ValueError("t requires a gradient, but 'discrete' takes its steps as given: use 'seminorm' or t.detach()")
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError("func is no nn.Module, so its parameters are not known: name them by adjoint_params=(...)")
+    if not isinstance(y0, (Tensor, tuple)):
+        raise ValueError(f"y0 is a {type(y0).__name__}, but must be a tensor or a tuple of tensors")
     if isinstance(y0, tuple):
         shapes = [component.shape for component in y0]
         flat = torch.cat([component.reshape(-1) for component in y0])
@@ -125,7 +127,7 @@ def solve(
         else:
             parameters = _parameters(func, adjoint_params)
             vector_field = AutogradField(func, parameters, y0.shape, time_gradient=t.requires_grad)
-        plan = _Plan(
+        plan = Plan(
             vector_field=vector_field,
             adjoint=adjoint,
             times=times,
@@ -143,7 +145,7 @@ def solve(
         )
         inputs = (y0, t, *vector_field.parameters)
         plan.is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        solution = _Solve.apply(plan, *inputs)
+        solution = DifferentiableSolve.apply(plan, *inputs)
     else:
         raise ValueError(f"unknown solver {solver!r}: use 'dopri5' or 'torchdiffeq'")
     if len(shapes) > 1 or isinstance(func, _TupleFunction):
@@ -155,202 +157,6 @@ def solve(
 def odeint_adjoint(func: nn.Module, y0: State, t: Tensor, **options) -> State:
     """In place of `torchdiffeq.odeint_adjoint`: the `y` of `solve`, whose keywords it takes."""
     return solve(func, y0, t, **options).y
-
-
-@dataclass
-class _Plan:
-    """All that the two directions of one solve share, apart from the tensors that are differentiated."""
-
-    vector_field: Field
-    adjoint: Adjoint
-    times: list[float]
-    jumps: list[float]
-    rtol: float
-    atol: float
-    adjoint_rtol: float
-    adjoint_atol: float
-    state_sizes: list[int]
-    first_step: float | None
-    warm_start: bool
-    checkpoint_interval: int
-    max_num_steps: int
-    statistics: SolveStatistics
-    is_differentiated: bool = False
-    last_step: float | None = None
-    record: list[StepRecord] = field(default_factory=list)
-
-
-class _Solve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, plan: _Plan, y0: Tensor, t: Tensor, *parameters: Tensor) -> Tensor:
-        solution = _solve_forward(plan, y0)
-        ctx.plan = plan
-        ctx.save_for_backward(solution)
-        return solution
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, solution_gradient: Tensor):
-        plan, (solution,) = ctx.plan, ctx.saved_tensors
-        vector_field = plan.vector_field
-        time_gradient = None
-        if plan.adjoint is Adjoint.DISCRETE:
-            state_gradient, gradient = reverse_steps(
-                vector_field,
-                plan.record,
-                solution_gradient,
-                checkpoint_interval=plan.checkpoint_interval,
-                statistics=plan.statistics.backward,
-            )
-        else:
-            state_gradient, gradient, time_gradient = _solve_backward(plan, solution, solution_gradient)
-        gradients = vector_field.unflatten(gradient)
-        return None, state_gradient, time_gradient if ctx.needs_input_grad[2] else None, *gradients
-
-
-class _ForwardSystem:
-    """The state alone."""
-
-    def __init__(self, vector_field: Field, shape: torch.Size):
-        self.field = vector_field
-        self.shape = shape
-        self.size = self.num_coupled = shape.numel()
-        self.enter = vector_field.enter
-
-    def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-        self.buffers = [
-            (state.view(self.shape), slope.view(self.shape)) for state, slope in zip(states, slopes, strict=True)
-        ]
-
-    def evaluate(self, stage: int, t: float) -> None:
-        self.field.evaluate(t, *self.buffers[stage])
-
-    def reuse_last_stage(self) -> None:
-        """An evaluation leaves nothing behind but the slope."""
-
-
-class _AdjointSystem:
-    """The state and its adjoint (z, a_z), and with `carries_integrals` (a_theta, a_t) behind them."""
-
-    def __init__(self, vector_field: Field, shape: torch.Size, *, carries_integrals: bool):
-        self.field = vector_field
-        self.shape = shape
-        self.carries_integrals = carries_integrals
-        self.num_coupled = 2 * shape.numel()
-        self.size = self.num_coupled + carries_integrals * (sum(vector_field.parameter_sizes) + 1)
-        self.enter = vector_field.enter
-        self.reuse_last_stage = vector_field.reuse_last_slot
-
-    def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-        half = self.shape.numel()
-        self.buffers = [
-            (
-                state[:half].view(self.shape),
-                state[half:].view(self.shape),
-                slope[:half].view(self.shape),
-                slope[half : 2 * half].view(self.shape),
-                slope[2 * half :],
-            )
-            for state, slope in zip(states, slopes, strict=True)
-        ]
-
-    def evaluate(self, stage: int, t: float) -> None:
-        z, adjoint, z_slope, adjoint_slope, integral_slopes = self.buffers[stage]
-        self.field.linearise(stage, t, z, z_slope)
-        self.field.pullback(stage, adjoint, adjoint_slope)
-        adjoint_slope.neg_()
-        if self.carries_integrals:
-            integral_slopes.zero_()
-            self.field.add_parameter_product(stage, -1.0, integral_slopes)
-
-
-def _solve_forward(plan: _Plan, y0: Tensor) -> Tensor:
-    """The states at the output times (times, *shape)."""
-    records_steps = plan.is_differentiated and plan.adjoint is Adjoint.DISCRETE
-    times = plan.times
-    solver = Solver(
-        _ForwardSystem(plan.vector_field, y0.shape),
-        consecutive_blocks(plan.state_sizes),
-        rtol=plan.rtol,
-        atol=plan.atol,
-        jumps=plan.jumps,
-        like=y0,
-        statistics=plan.statistics.forward,
-        max_num_steps=plan.max_num_steps,
-    )
-    solution = y0.new_empty(len(times), *y0.shape)
-    solution[0] = y0
-    solver.begin(times[0], times[-1], y0.reshape(-1), first_step=plan.first_step)
-    for index, time in enumerate(times[1:], start=1):
-        while not solver.has_passed(time):
-            solver.advance()
-            if records_steps:
-                is_kept = len(plan.record) % plan.checkpoint_interval == 0
-                start = solver.start.view(y0.shape).clone() if is_kept else None
-                plan.record.append(StepRecord(solver.t0, solver.t1, solver.first_stage_time, start))
-        solution[index] = solver.interpolate(time).view(y0.shape)
-        if records_steps:
-            plan.record[-1].outputs[index] = solver.weights_at(time)
-    plan.last_step = solver.next_step
-    return solution
-
-
-def _solve_backward(plan: _Plan, solution: Tensor, solution_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of y0 (its shape), of the parameters (flat) and of the output times."""
-    vector_field, times, statistics = plan.vector_field, plan.times, plan.statistics.backward
-    shape = solution.shape[1:]
-    half, num_parameters = shape.numel(), sum(vector_field.parameter_sizes)
-    by_quadrature = plan.adjoint is Adjoint.SEMINORM
-    has_time_gradient = getattr(vector_field, "time_gradient", False)
-    system = _AdjointSystem(vector_field, shape, carries_integrals=not by_quadrature)
-    solver = Solver(
-        system,
-        norm_blocks(
-            plan.adjoint,
-            state_sizes=plan.state_sizes,
-            parameter_sizes=vector_field.parameter_sizes,
-            solution_size=solution.numel(),
-        ),
-        rtol=plan.adjoint_rtol,
-        atol=plan.adjoint_atol,
-        jumps=plan.jumps,
-        like=solution,
-        statistics=statistics,
-        exact_end=plan.warm_start,
-        max_num_steps=plan.max_num_steps,
-    )
-    solution, solution_gradient = solution.flatten(1), solution_gradient.flatten(1)
-    state = solution.new_zeros(system.size)
-    state[half : 2 * half] = solution_gradient[-1]
-    # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
-    integrals = solution.new_zeros(num_parameters + 1)
-    time_gradient = solution.new_zeros(len(times))
-    step = plan.last_step if plan.warm_start else None
-    for index in range(len(times) - 1, 0, -1):
-        state[:half] = solution[index]
-        if has_time_gradient:
-            slope = torch.empty_like(state[:half])
-            vector_field.evaluate(times[index], state[:half].view(shape), slope.view(shape))
-            statistics.evaluation_times.append(times[index])
-            time_gradient[index] = slope.dot(solution_gradient[index])
-            (integrals if by_quadrature else state)[-1] -= time_gradient[index]
-        solver.begin(times[index], times[index - 1], state, first_step=step)
-        while not solver.has_passed(times[index - 1]):
-            solver.advance()
-            if by_quadrature:
-                is_last = solver.has_passed(times[index - 1])
-                weights = solver.weights_at(times[index - 1]) if is_last else STEP_WEIGHTS
-                dt = solver.t1 - solver.t0
-                for slot, weight in enumerate(weights):
-                    if weight:
-                        vector_field.add_parameter_product(slot, -dt * weight, integrals)
-        state = solver.interpolate(times[index - 1])
-        state[half : 2 * half] += solution_gradient[index - 1]
-        step = solver.next_step if plan.warm_start else None
-    if not by_quadrature:
-        integrals = state[2 * half :]
-    time_gradient[0] = integrals[-1]
-    return state[half : 2 * half].view(shape), integrals[:num_parameters], time_gradient
 
 
 class _TupleFunction(nn.Module):
@@ -383,7 +189,7 @@ def _checked_times(t: Tensor) -> list[float]:
         given = f"shape {tuple(t.shape)} and dtype {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
         raise ValueError(f"t must be a floating-point tensor of shape (times,) with two times or more, not {given}")
     times = t.detach().double().tolist()
-    steps = [after - before for before, after in zip(times, times[1:])]
+    steps = [after - before for before, after in pairwise(times)]
     if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)) or not math.isfinite(sum(times)):
         raise ValueError(f"t must be finite and strictly increasing or decreasing, not {times}")
     return times

@@ -1,14 +1,18 @@
 """The settings of a training, checked and normalised once; each experiment derives its own from them."""
 
+import functools
 import math
 import numbers
 import os
 import typing
+from collections.abc import Callable
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
 from typing import Any
 
 import torch
 
+from . import adjoint
+from .adjoint import Solution
 from .norms import Adjoint
 
 
@@ -27,7 +31,7 @@ class TrainingConfig:
     device: int | str | torch.device
     """Where to train: cpu, cuda, cuda:1, or the number of a GPU."""
     norm: bool | str
-    """Norm of the adjoint solve: its name, or False for default and True for seminorm."""
+    """How to differentiate: the name of the adjoint solve's norm, False for default, True for seminorm, or discrete."""
     rtol: float
     """Relative tolerance of the forward and the backward solve."""
     atol: float
@@ -49,6 +53,10 @@ class TrainingConfig:
     """Measurements without improvement that are let pass before the learning rate falls tenfold."""
     plateau_epochs: int = 100
     """Epochs without improvement that are let pass before training stops."""
+    solver: typing.Literal["dopri5", "torchdiffeq"] = "dopri5"
+    """Our solver, or stock torchdiffeq to compare with."""
+    warm_start: bool = False
+    """Let the backward solve start with the forward solve's step, and carry its own across output times."""
     published_metrics: bool = field(default=False, metadata={"condition": False})
     """Measure as the published code does, by extra passes that go forward and backward."""
     save: bool = field(default=True, metadata={"condition": False})
@@ -61,6 +69,18 @@ class TrainingConfig:
         values.update(device=_checked_device(self.device), norm=Adjoint.parse(self.norm).value)
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def solve(self) -> Callable[..., Solution]:
+        """`common.adjoint.solve` as these settings have it."""
+        return functools.partial(
+            adjoint.solve,
+            rtol=self.rtol,
+            atol=self.atol,
+            adjoint=self.norm,
+            solver=self.solver,
+            warm_start=self.warm_start,
+        )
 
     @property
     def condition(self) -> str:

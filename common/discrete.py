@@ -71,7 +71,7 @@ def reverse_steps(
     """
     stages = _Stages(vector_field, solution_gradient[0], statistics)
     gradient = solution_gradient.new_zeros(sum(vector_field.parameter_sizes))
-    flat = solution_gradient.flatten(1)
+    flat = solution_gradient.reshape(len(solution_gradient), -1)
     end_gradient = torch.zeros_like(flat[0])
     for first in reversed(range(0, len(record), checkpoint_interval)):
         steps = record[first : first + checkpoint_interval]
@@ -107,7 +107,7 @@ def _reverse_step(
     before: StepRecord | None,
     after: StepRecord | None,
 ) -> Tensor:
-    """The gradient of the state at the start of a step (flat), from that at its end; adds to the parameters' `gradient`.
+    """The gradient of the state at the start of a step (flat), from that at its end; adds to that of the parameters.
 
     Where a step's last slope is the first of the next, the next step pulls both back at once.
     """
@@ -140,7 +140,7 @@ def _reverse_step(
 
 
 def _share_a_slope(step: StepRecord | None, after: StepRecord | None, dtype: torch.dtype) -> bool:
-    """Whether the last slope of `step` was taken as the first of the step `after` it: not so at a jump or at the ends."""
+    """Whether the last slope of `step` served as the first of the step `after` it: not at a jump, nor at the ends."""
     if step is None or after is None:
         return False
     return after.first_stage_time == stage_times(step.t0, step.t1, dtype)[-1]

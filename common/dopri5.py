@@ -1,8 +1,8 @@
 """Dormand and Prince's method of order 5 (4): its numbers, and the step-size rules, in plain floats. Solvers use it.
 
 Coefficients: Dormand and Prince (1980), with the error estimate and the midpoint of Shampine (1986). Step-size control
-and first step: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section II.4, with the constants
-of torchdiffeq, so that the steps can be compared one by one.
+and first step: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section II.4, with
+torchdiffeq's constants, so that the steps can be compared one by one.
 """
 
 NUM_STAGES = 7
@@ -20,7 +20,7 @@ STAGE_WEIGHTS = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-"""a: the state at stage i is y0 + dt sum_j a_ij k_j. The last row is the step itself, so stage 7 is the next step's first."""
+"""a: the state at stage i is y0 + dt sum_j a_ij k_j. The last row is the step itself."""
 
 STEP_WEIGHTS = (*STAGE_WEIGHTS[-1], 0.0)
 """b: y1 = y0 + dt sum_i b_i k_i."""
@@ -53,8 +53,8 @@ SAFETY, LARGEST_GROWTH, LARGEST_SHRINKAGE = 0.9, 10.0, 0.2
 def interpolation_weights(fraction: float) -> tuple[float, ...]:
     """Weights w_i of the dense output: y(t0 + fraction dt) = y0 + dt sum_i w_i k_i, for a fraction in [0, 1].
 
-    The quartic that meets y0, y1 and the midpoint in value and k_1, k_7 in slope, collected by stage. At fraction 1 they
-    are `STEP_WEIGHTS`.
+    The quartic that meets y0, y1 and the midpoint in value and k_1, k_7 in slope, collected by stage. At fraction 1
+    they are `STEP_WEIGHTS`.
     """
     x = fraction
     first = x + x**2 * (-4 + x * (5 - 2 * x))
@@ -81,7 +81,7 @@ def next_step_size(dt: float, error_ratio: float) -> float:
 
 
 def trial_step_size(state_norm: float, slope_norm: float) -> float:
-    """Size of the Euler step with which the first step is guessed, from the norms of y0 and f(t0, y0) over the tolerance."""
+    """Size of the Euler step that helps guess the first step, from the norms of y0 and its slope over the tolerance."""
     if state_norm < 1e-5 or slope_norm < 1e-5:
         return 1e-6
     return 0.01 * state_norm / slope_norm

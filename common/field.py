@@ -108,9 +108,7 @@ class AutogradField:
         wanted = (*self.parameters, time) if self.time_gradient else self.parameters
         if not wanted or not derivative.requires_grad:
             return
-        products = torch.autograd.grad(
-            derivative, wanted, self.cotangents[slot], retain_graph=True, allow_unused=True
-        )
+        products = torch.autograd.grad(derivative, wanted, self.cotangents[slot], retain_graph=True, allow_unused=True)
         position = 0
         for target, product in zip(wanted, products, strict=True):
             if product is not None:

@@ -110,4 +110,3 @@ def make_norm(y0: Tensor | Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Ten
         return torch.stack([rms_norm(tensor) for tensor in adjoint_state[1 : 1 + 2 * num_tensors]]).amax()
 
     return seminorm
-AdjointNorm = Adjoint

@@ -1,9 +1,9 @@
 """The adaptive solver: Dormand-Prince steps of one system in one direction of time. The adjoint drives it.
 
-Time, step size and controller are Python floats, so an attempted step waits for the device once, to read its error. The
-steps are those of torchdiffeq's dopri5, with two differences: a step that ends exactly on a jump counts as having met it
-(torchdiffeq forgets every later jump then), and the evaluation after a jump is made when the next step needs it, so not
-after the last one.
+Time, step size and controller are Python floats, so an attempted step waits for the device once, to read its error.
+The steps are those of torchdiffeq's dopri5, with two differences: a step that ends exactly on a jump counts as having
+met it (torchdiffeq forgets every later jump then), and the evaluation after a jump is made when the next step needs it,
+so not after the last one.
 """
 
 import bisect
@@ -82,8 +82,8 @@ class Solver:
         jumps: where the system is discontinuous in time, in any order; every one is the end of a step.
         like: a tensor of the dtype and on the device of the state.
         statistics: where evaluations and steps are counted.
-        exact_end: whether the last step ends at the end asked for. Otherwise it may go beyond, as in torchdiffeq, and the
-            end is interpolated.
+        exact_end: whether the last step ends at the end asked for. Otherwise it may go beyond, as in torchdiffeq, and
+            the end is interpolated.
         max_num_steps: how many attempts are allowed from `begin` on.
     """
 
@@ -239,9 +239,7 @@ class Solver:
         """All the work of an attempt, from buffers to buffers."""
         torch.mul(self.tableau, self.step_size, out=self.weights)
         for stage, t in enumerate(self.stage_times, start=1):
-            torch.addmv(
-                self.starts[stage], self.slopes_before[stage], self.stage_weights[stage], out=self.ends[stage]
-            )
+            torch.addmv(self.starts[stage], self.slopes_before[stage], self.stage_weights[stage], out=self.ends[stage])
             self.system.evaluate(stage, t)
         torch.mv(self.slopes.T, self.weights[-1], out=self.error)
         torch.maximum(self.start.abs(), self.end.abs(), out=self.scale)

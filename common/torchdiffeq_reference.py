@@ -1,4 +1,4 @@
-"""The same solves by stock torchdiffeq, counted by its callbacks: what `solver="torchdiffeq"` runs and tests compare with."""
+"""The same solves by stock torchdiffeq, counted by its callbacks: `solver="torchdiffeq"`, which tests compare with."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,12 @@ from .statistics import SolveStatistics
 class _Counted(nn.Module):
     """A function that counts its evaluations, and torchdiffeq's steps by the callbacks that it looks for."""
 
-    def __init__(self, func: nn.Module, statistics: SolveStatistics):
+    def __init__(self, func: nn.Module, statistics: SolveStatistics, *, sign: float):
         super().__init__()
         self.func = func
         self.statistics = statistics
+        self.sign = sign
+        """-1 for a solve towards smaller times: torchdiffeq negates t, and in the adjoint's callbacks leaves it so."""
         self.evaluation_times = statistics.forward.evaluation_times
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -30,10 +32,10 @@ class _Counted(nn.Module):
         self.statistics.forward.reject_times.append(t0.item())
 
     def callback_accept_step_adjoint(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-        self.statistics.backward.accept_times.append(t0.item())
+        self.statistics.backward.accept_times.append(self.sign * t0.item())
 
     def callback_reject_step_adjoint(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-        self.statistics.backward.reject_times.append(t0.item())
+        self.statistics.backward.reject_times.append(self.sign * t0.item())
 
 
 def solve(
@@ -51,13 +53,14 @@ def solve(
 ) -> Tensor:
     """The states at the times `t` (times, *shape of y0); arguments as `adjoint.solve` has checked them.
 
-    `tolerances` are rtol, atol, adjoint_rtol and adjoint_atol. `discrete` is `torchdiffeq.odeint`, differentiated through.
+    `tolerances` are rtol, atol, adjoint_rtol, adjoint_atol. `discrete` is `torchdiffeq.odeint`, differentiated through.
     """
     rtol, atol, adjoint_rtol, adjoint_atol = tolerances
-    counted = _Counted(func, statistics)
+    sign = 1.0 if t[0] < t[-1] else -1.0
+    counted = _Counted(func, statistics, sign=sign)
     jump_t = torch.tensor(jumps, dtype=torch.float64, device=y0.device)
     # Solving towards smaller times torchdiffeq negates t; it does so to `options`, but not to `adjoint_options`.
-    adjoint_jump_t = jump_t if t[0] < t[-1] else -jump_t
+    adjoint_jump_t = sign * jump_t
     forward_blocks = consecutive_blocks(state_sizes)
     options = options | dict(jump_t=jump_t, norm=lambda y: block_norm(y.reshape(-1), forward_blocks))
     if adjoint is Adjoint.DISCRETE:

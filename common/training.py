@@ -16,7 +16,7 @@ from datasets.batches import Batches, DataSplit
 from . import provenance
 from .config import TrainingConfig
 from .errors import SolverError, TrainingFailed
-from .results import ClassifierEpoch, HistoryEntry, Metrics, Results, epoch_of, make_directory, metrics_of, save
+from .results import ClassifierEpoch, Epoch, HistoryEntry, Metrics, Results, epoch_of, make_directory, metrics_of, save
 from .statistics import SolveStatistics
 
 MAX_TIMES = 256
@@ -91,7 +91,7 @@ def train(
 class _Trainer:
     """Fills the results of one run."""
 
-    def __init__(self, config, results, loss_function, num_correct):
+    def __init__(self, config: TrainingConfig, results: Results, loss_function: Callable, num_correct: Callable | None):
         self.config = config
         self.results = results
         self.model = results.model
@@ -154,7 +154,7 @@ class _Trainer:
                 sums, statistics = self._solve(batch, backward)
             except (SolverError, FloatingPointError, torch.OutOfMemoryError) as error:
                 raise TrainingFailed(
-                    f"training failed in epoch {self.epoch}, {doing}, batch {number} of {len(batches)}, "
+                    f"training failed in epoch {self.epoch} ({doing}), batch {number} of {len(batches)}, "
                     f"at rtol {self.config.rtol} and atol {self.config.atol}: {error}"
                 ) from error
             if optimiser is not None:
@@ -166,7 +166,7 @@ class _Trainer:
             first_statistics = first_statistics or statistics
             if bar is not None:
                 nfe = {"forward_nfe": statistics.forward.nfe, "backward_nfe": statistics.backward.nfe}
-                bar.set_postfix(epoch=self.epoch, **means, **nfe, refresh=False)
+                bar.set_postfix({"epoch": self.epoch, **means, **nfe}, refresh=False)
                 bar.update()
         passed = {"dataset_size": num_samples, "timestamp": timestamp, "timespan": self._clock() - started}
         return metrics_of({**totals, **means, **passed, **_times(first_statistics)})
@@ -193,7 +193,7 @@ class _Trainer:
         return time.perf_counter()
 
 
-def _epoch(metrics: Metrics, epoch: int, learning_rate: float):
+def _epoch(metrics: Metrics, epoch: int, learning_rate: float) -> Epoch:
     kept = {name: value for name, value in metrics.items() if name in ClassifierEpoch.__dataclass_fields__}
     return epoch_of({**kept, "epoch": epoch, "seconds": metrics.timespan, "learning_rate": learning_rate})
 
@@ -225,4 +225,4 @@ def _times(statistics: SolveStatistics) -> dict[str, list[float]]:
 
 def _thinned(times: list[float]) -> list[float]:
     stride = max(1, math.ceil(len(times) / MAX_TIMES))
-    return [float(f"{time:.6g}") for time in times[::stride]]
+    return [float(f"{t:.6g}") for t in times[::stride]]

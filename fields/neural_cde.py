@@ -1,4 +1,4 @@
-"""The field of a neural controlled differential equation, f(t, z) = g(z) dX/dt(t), without autograd. `NeuralCDE` uses it.
+"""The field of a neural controlled differential equation, f(t, z) = g(z) dX/dt, without autograd. `NeuralCDE` uses it.
 
 What it gains over autograd on the same solver is in the README's benchmark. Where the gain comes from: no graph; the
 product with dX/dt as one batched product in a layout that suits it; dX/dt looked up once for each interval between
@@ -14,14 +14,29 @@ from torch import Tensor, nn
 
 from common.dopri5 import NUM_STAGES
 
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
 CHUNK_ENTRIES = 1 << 18
 """Entries of the widest tensor that are worked on at a time on a CPU: 1 MiB in float32, to stay in a core's cache."""
 
 
-class _Slot:
-    """What one linearised point keeps: activations, and after the pullback the cotangents of what the layers put out."""
+class _Chunk:
+    """Views of some rows of a slot's buffers, made once: slicing costs as much as a small kernel."""
 
-    def __init__(self, like: Tensor, batch: int, widths: Sequence[int], num_outputs: int):
+    def __init__(self, slot: "_Slot", rows: slice, num_hidden: int):
+        self.activations = [activation[rows] for activation in slot.activations]
+        self.cotangents = [cotangent[rows] for cotangent in slot.cotangents]
+        self.features = slot.features[rows]
+        self.response = slot.response[rows]
+        self.response_by_channel = self.response.unflatten(1, (-1, num_hidden))
+
+
+class _Slot:
+    """What one linearised point keeps: activations and, after the pullback, cotangents of what each layer puts out."""
+
+    def __init__(self, like: Tensor, chunks: Sequence[slice], widths: Sequence[int], num_outputs: int):
+        batch = max(chunk.stop for chunk in chunks)
         self.y = like.new_empty(batch, widths[0])
         # One column of ones behind the last hidden activation carries the last layer's bias.
         self.features = like.new_ones(batch, widths[-1] + 1)
@@ -29,6 +44,7 @@ class _Slot:
         self.cotangents = [like.new_empty(batch, width) for width in widths[1:]]
         self.response = like.new_empty(batch, num_outputs)
         """tanh of the last layer; its pullback turns it into the cotangent of what goes into tanh."""
+        self.chunks = [_Chunk(self, chunk, widths[0]) for chunk in chunks]
 
 
 class NeuralCDEField:
@@ -57,7 +73,7 @@ class NeuralCDEField:
         self.parameters = tuple(parameter for layer in layers for parameter in (layer.weight, layer.bias))
         self.parameter_sizes = tuple(parameter.numel() for parameter in self.parameters)
         self.weights = [layer.weight.detach() for layer in hidden_layers]
-        self.biases = [layer.bias.detach() for layer in hidden_layers]
+        self.layers = [(layer.weight.detach().T, layer.bias.detach()) for layer in hidden_layers]
         # Channels before hidden, so that the product with dX/dt is one batched product of a row with a matrix.
         weight = last_layer.weight.detach().view(self.num_hidden, self.num_channels, -1).permute(2, 1, 0)
         bias = last_layer.bias.detach().view(1, self.num_hidden, self.num_channels).transpose(1, 2)
@@ -68,54 +84,65 @@ class NeuralCDEField:
         num_outputs = self.num_channels * self.num_hidden
         rows = batch if slopes.is_cuda else max(1, min(batch, CHUNK_ENTRIES // num_outputs))
         self.chunks = [slice(start, min(start + rows, batch)) for start in range(0, batch, rows)]
-        self.outer = slopes.new_empty(rows, self.num_channels, self.num_hidden)
+        self.slope_chunks = [self.slope[chunk] for chunk in self.chunks]
+        outer = slopes.new_empty(rows, num_outputs)
+        self.outer_chunks = [outer[: chunk.stop - chunk.start] for chunk in self.chunks]
         self.ones = slopes.new_ones(batch)
-        self.scratch = self._new_slot(rows)
+        # Evaluations without products go through the rows of one chunk again and again.
+        self.scratch = _Slot(
+            slopes, [slice(0, chunk.stop - chunk.start) for chunk in self.chunks], self.widths, num_outputs
+        )
         self.slots: list[_Slot | None] = [None] * NUM_STAGES
         self.gradient_views: dict[int, list[Tensor]] = {}
 
-    def _new_slot(self, batch: int) -> _Slot:
-        return _Slot(self.slopes, batch, self.widths, self.num_channels * self.num_hidden)
-
     def enter(self, t0: float, t1: float) -> None:
         interval = min(max(bisect.bisect_right(self.knots, (t0 + t1) / 2) - 1, 0), len(self.slopes) - 1)
+        goes_below = interval > 0 and min(t0, t1) < self.knots[interval]
+        goes_above = interval < len(self.slopes) - 1 and max(t0, t1) > self.knots[interval + 1]
+        if goes_below or goes_above:
+            raise ValueError(f"the path has a knot between {t0} and {t1}: name its knots by jump_t=path.grid_points")
         if interval != self.interval:
             self.interval = interval
             self.slope.copy_(self.slopes[interval].unsqueeze(1))
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
-        for chunk in self.chunks:
-            self._evaluate(self.scratch, slice(0, chunk.stop - chunk.start), chunk, y, out)
+        self._evaluate(self.scratch, y, out)
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         if self.slots[slot] is None:
-            self.slots[slot] = self._new_slot(len(y))
+            self.slots[slot] = _Slot(self.slopes, self.chunks, self.widths, self.outer_chunks[0].shape[1])
         self.slots[slot].y.copy_(y)
-        for chunk in self.chunks:
-            self._evaluate(self.slots[slot], chunk, chunk, y, out)
+        self._evaluate(self.slots[slot], y, out)
 
-    def _evaluate(self, kept: _Slot, rows: slice, chunk: slice, y: Tensor, out: Tensor) -> None:
-        """Write f at the rows `chunk` of `y`, using the rows `rows` of `kept`."""
-        hidden = y[chunk]
-        for weight, bias, activation in zip(self.weights, self.biases, kept.activations, strict=True):
-            hidden = torch.addmm(bias, hidden, weight.T, out=activation[rows]).relu_()
-        response = torch.mm(kept.features[rows], self.last_weight, out=kept.response[rows]).tanh_()
-        response = response.view(-1, self.num_channels, self.num_hidden)
-        torch.bmm(self.slope[chunk], response, out=out[chunk].unsqueeze(1))
+    def _rows(self, tensor: Tensor) -> Sequence[Tensor]:
+        return [tensor[chunk] for chunk in self.chunks] if len(self.chunks) > 1 else (tensor,)
+
+    def _evaluate(self, kept: _Slot, y: Tensor, out: Tensor) -> None:
+        out = out.unsqueeze(1)
+        for chunk, slope, hidden, derivative in zip(
+            kept.chunks, self.slope_chunks, self._rows(y), self._rows(out), strict=True
+        ):
+            for (weight, bias), activation in zip(self.layers, chunk.activations, strict=True):
+                hidden = torch.addmm(bias, hidden, weight, out=activation).relu_()
+            torch.mm(chunk.features, self.last_weight, out=chunk.response).tanh_()
+            torch.bmm(slope, chunk.response_by_channel, out=derivative)
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
-        kept = self.slots[slot]
-        for chunk in self.chunks:
-            response = kept.response[chunk]
-            outer = self.outer[: len(response)]
-            torch.mul(cotangent[chunk].unsqueeze(1), self.slope[chunk].transpose(1, 2), out=outer)
-            torch.ops.aten.tanh_backward.grad_input(outer.flatten(1), response, grad_input=response)
-            below = torch.mm(response, self.last_weight_transposed, out=kept.cotangents[-1][chunk])
+        for chunk, slope, outer, by_derivative, by_state in zip(
+            self.slots[slot].chunks,
+            self.slope_chunks,
+            self.outer_chunks,
+            self._rows(cotangent.unsqueeze(1)),
+            self._rows(out),
+            strict=True,
+        ):
+            torch.mul(by_derivative, slope.transpose(1, 2), out=outer.view_as(chunk.response_by_channel))
+            tanh_backward(outer, chunk.response, grad_input=chunk.response)
+            targets = [by_state, *chunk.cotangents]
+            below = torch.mm(chunk.response, self.last_weight_transposed, out=targets[-1])
             for layer in reversed(range(len(self.weights))):
-                activation = kept.activations[layer][chunk]
-                torch.ops.aten.threshold_backward.grad_input(below, activation, 0, grad_input=below)
-                target = kept.cotangents[layer - 1] if layer > 0 else out
-                below = torch.mm(below, self.weights[layer], out=target[chunk])
+                relu_backward(below, chunk.activations[layer], 0, grad_input=below)
+                below = torch.mm(below, self.weights[layer], out=targets[layer])
 
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
         kept = self.slots[slot]
@@ -127,7 +154,7 @@ class NeuralCDEField:
         torch.addmm(last_gradient, kept.features.T, kept.response, alpha=weight, out=last_gradient)
 
     def _views(self, gradient: Tensor) -> list:
-        """Where in `gradient` the layers' gradients lie, the last layer's as `last_weight`; made once for each buffer."""
+        """Where in `gradient` each layer's gradients lie, the last one's as `last_weight`; made once a buffer."""
         key = gradient.data_ptr()
         if key not in self.gradient_views:
             pieces = gradient[: sum(self.parameter_sizes)].split(self.parameter_sizes)

@@ -1,0 +1,316 @@
+import pytest
+import torch
+from problems import (
+    F64,
+    Growth,
+    Integral,
+    Linear,
+    Network,
+    Pair,
+    backward,
+    differentiate,
+    differentiate_exactly,
+    distance,
+    random,
+    steps,
+)
+from torch import nn
+
+from common.adjoint import odeint_adjoint, solve
+
+BACKWARD_SOLVES = ("default", "seminorm", "per-tensor", "as-published")
+ADJOINTS = (*BACKWARD_SOLVES, "discrete")
+NOT_AS_PUBLISHED = ("default", "seminorm", "per-tensor", "discrete")  # which needs many parameters
+INCREASING = torch.linspace(0, 3, 5, dtype=F64)
+DECREASING = torch.tensor([3.0, 2.5, 0.7, -0.2], dtype=F64)
+T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+
+
+def compare_with_torchdiffeq(func, y0, t, **options):
+    """Solve by torchdiffeq and by us: the same steps, evaluations and solution; return both outcomes.
+
+    In float32 the error estimate of an easy step is mostly rounding, so there steps agree in number only.
+    """
+    theirs, ours = (differentiate(func, y0, t, solver=solver, **options) for solver in ("torchdiffeq", "dopri5"))
+    for their_times, our_times in zip(steps(theirs.statistics), steps(ours.statistics), strict=True):
+        assert len(our_times) == len(their_times)
+        assert ours.y.dtype != F64 or our_times == pytest.approx(their_times, abs=1e-6)
+    assert ours.statistics.forward.nfe == theirs.statistics.forward.nfe
+    assert ours.statistics.backward.nfe == theirs.statistics.backward.nfe
+    assert distance(ours.y, theirs.y) < (1e-12 if ours.y.dtype == F64 else 1e-4)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)
+@pytest.mark.parametrize("times", [INCREASING, DECREASING], ids=["increasing", "decreasing"])
+@pytest.mark.parametrize("func", [Network(), Network(autonomous=True)], ids=["of t and y", "of y"])
+def test_steps_and_gradients_equal_torchdiffeqs(adjoint, times, func):
+    # If t needs no gradient torchdiffeq still computes and weighs it, so there only a field of y alone is the same.
+    t = times.clone().requires_grad_(func.amplitude > 0)
+    theirs, ours = compare_with_torchdiffeq(func, random(4, 3), t, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
+        assert (our_gradient is None) == (their_gradient is None)
+        if our_gradient is not None:
+            assert distance(our_gradient, their_gradient) < 1e-9
+
+
+@pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)
+def test_steps_and_gradients_equal_torchdiffeqs_for_a_tuple_state(adjoint):
+    t = INCREASING.clone().requires_grad_()
+    theirs, ours = compare_with_torchdiffeq(Pair(), Pair.start(), t, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
+        assert distance(our_gradient, their_gradient) < 1e-9
+
+
+@pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)
+def test_gradients_equal_torchdiffeqs_to_rounding_in_float32(adjoint):
+    func, y0 = Network(dtype=torch.float32, autonomous=True), random(4, 3, dtype=torch.float32)
+    t = INCREASING.float()
+    theirs, ours = compare_with_torchdiffeq(func, y0, t, rtol=1e-3, atol=1e-5, adjoint=adjoint)
+    assert ours.y.dtype == torch.float32
+    assert distance(ours.gradient, theirs.gradient) < 1e-4
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "per-tensor"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(first_step=0.05),
+        dict(adjoint_rtol=1e-3),
+        dict(adjoint_atol=1e-3),
+        dict(adjoint_rtol=1e-8, adjoint_atol=1e-9),
+    ],
+    ids=str,
+)
+def test_options_mean_what_they_mean_to_torchdiffeq(adjoint, options):
+    options = dict(rtol=1e-5, atol=1e-6, adjoint=adjoint) | options
+    func = Network(autonomous=True)
+    theirs, ours = compare_with_torchdiffeq(func, random(3), INCREASING, **options)
+    assert distance(ours.gradient, theirs.gradient) < 1e-9
+    plain = differentiate(func, random(3), INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    assert steps(ours.statistics) != steps(plain.statistics)
+
+
+@pytest.mark.parametrize("adjoint", NOT_AS_PUBLISHED)
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3, 4)], ids=str)
+def test_states_may_have_any_shape(adjoint, shape):
+    func, y0 = Growth(), 1 + random(*shape).abs()
+    ours = differentiate(
+        func, y0, T.clone().requires_grad_(adjoint != "discrete"), rtol=1e-8, atol=1e-8, adjoint=adjoint
+    )
+    exact = differentiate_exactly(func, y0, T.clone().requires_grad_(adjoint != "discrete"))
+    assert ours.y.shape == (3, *shape)
+    assert distance(ours.y, exact.y) < 1e-6
+    assert distance(ours.gradient, exact.gradient) < 1e-6
+
+
+class Ballast(Network):
+    """A network with a parameter that is not used, one without gradient, and a buffer."""
+
+    def __init__(self):
+        super().__init__(autonomous=True)
+        self.unused = nn.Parameter(random(4))
+        self.frozen = nn.Parameter(torch.tensor(0.7, dtype=F64), requires_grad=False)
+        self.register_buffer("constant", torch.tensor(0.2, dtype=F64))
+
+    def forward(self, t, y):
+        return self.frozen * super().forward(t, y) + self.constant
+
+
+@pytest.mark.parametrize("adjoint", ["default", "seminorm", "per-tensor"])
+def test_unused_parameters_get_zeros_and_those_without_gradient_none(adjoint):
+    func = Ballast()
+    theirs, ours = compare_with_torchdiffeq(func, random(2, 3), INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    assert distance(ours.gradient, theirs.gradient) < 1e-9
+    assert torch.equal(func.unused.grad, torch.zeros(4, dtype=F64))
+    assert func.frozen.grad is None
+
+
+@pytest.mark.parametrize("adjoint", NOT_AS_PUBLISHED)
+@pytest.mark.parametrize(
+    ("derivative", "factor"), [(lambda y: y, torch.e**2), (torch.ones_like, 1.0), (torch.zeros_like, 1.0)]
+)
+def test_fields_without_parameters_and_fields_that_do_not_depend_on_the_state(adjoint, derivative, factor):
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return derivative(y)
+
+    y0 = random(3).requires_grad_()
+    solve(Field(), y0, T, rtol=1e-9, atol=1e-9, adjoint=adjoint).y[-1].sum().backward()
+    assert y0.grad.tolist() == pytest.approx([factor] * 3, rel=1e-7)
+
+
+def test_only_the_adjoint_params_are_differentiated():
+    func, y0 = Network(autonomous=True), random(3)
+    theirs, ours = compare_with_torchdiffeq(
+        func, y0, INCREASING, rtol=1e-5, atol=1e-6, adjoint="default", adjoint_params=(func.second.weight,)
+    )
+    assert [gradient is None for gradient in ours.gradients] == [False, True, True, True, False, True]
+    assert distance(ours.gradient, theirs.gradient) < 1e-9
+
+
+def test_a_function_is_solved_with_adjoint_params():
+    matrix, y0 = random(2, 2).requires_grad_(), random(2)
+    y = odeint_adjoint(lambda t, y: y @ matrix.T, y0, T, rtol=1e-8, atol=1e-8, adjoint_params=(matrix,))
+    backward(y)
+    exact = differentiate_exactly(Linear(matrix.detach()), y0, T)
+    assert distance(matrix.grad, exact.gradients[-1]) < 1e-6
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("times", [INCREASING, DECREASING], ids=["increasing", "decreasing"])
+def test_gradients_equal_those_of_the_exact_solution(adjoint, times):
+    func, y0 = Linear(random(3, 3, seed=2)), random(3)
+    if adjoint == "as-published":  # needs parameters enough for its two blocks
+        times = times[[0, -1]]
+    t = times.clone().requires_grad_(adjoint != "discrete")
+    exact = differentiate_exactly(func, y0, t)
+    for tolerance in (1e-5, 1e-9):
+        ours = differentiate(func, y0, t, rtol=tolerance, atol=tolerance, adjoint=adjoint)
+        for gradient, expected in zip(ours.gradients, exact.gradients, strict=True):
+            assert gradient is expected is None or distance(gradient, expected) < 100 * tolerance
+
+
+@pytest.mark.parametrize("adjoint", ["default", "seminorm", "discrete"])
+def test_gradients_equal_finite_differences(adjoint):
+    func, y0 = Network(2, 3), random(2)
+    t = torch.tensor([0.0, 0.7, 1.0], dtype=F64, requires_grad=adjoint != "discrete")
+
+    def solution(y0, t, *parameters):
+        replaced = dict(zip(dict(func.named_parameters()), parameters, strict=True))
+        return odeint_adjoint(
+            lambda time, y: torch.func.functional_call(func, replaced, (time, y)),
+            y0,
+            t,
+            rtol=1e-12,
+            atol=1e-12,
+            adjoint=adjoint,
+            adjoint_params=parameters,
+        )
+
+    assert torch.autograd.gradcheck(
+        solution, (y0.requires_grad_(), t, *func.parameters()), eps=1e-4, atol=1e-6, rtol=1e-6, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("rest", [0.02, 0.3, 0.9])
+def test_the_last_step_adds_the_quadrature_up_to_the_output_time_only(rest):
+    """Steps of a cubic grow tenfold, so the last goes far beyond the output time; the weights are those up to it."""
+    func, y0 = Integral(degree=3), random(2)
+    t = torch.tensor([0.0, 1.0, 1.0 + rest], dtype=F64, requires_grad=True)
+    ours = differentiate(func, y0, t, rtol=1e-3, atol=1e-3, adjoint="seminorm")
+    exact = differentiate_exactly(func, y0, t)
+    for gradient, expected in zip(ours.gradients, exact.gradients, strict=True):
+        assert distance(gradient, expected) < 1e-12
+    backward_statistics = ours.statistics.backward
+    assert min(backward_statistics.evaluation_times) < 0  # a step did go beyond
+
+
+def test_there_is_no_second_derivative():
+    y0 = random(3).requires_grad_()
+    for loss in (torch.sum, torch.norm):
+        y = odeint_adjoint(Network(), y0, T)
+        with pytest.raises(NotImplementedError, match=r"cannot be differentiated again.*create_graph"):
+            torch.autograd.grad(loss(y), y0, create_graph=True)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint):
+    func = Network()
+    y = odeint_adjoint(func, random(3), T, adjoint=adjoint)
+    with torch.no_grad():
+        func.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        backward(y)
+
+
+@pytest.mark.parametrize("adjoint", NOT_AS_PUBLISHED)
+def test_a_retained_graph_gives_the_same_gradient_twice(adjoint):
+    func, y0 = Network(), random(2, 3)
+    once = differentiate(func, y0, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    start = y0.clone().requires_grad_()
+    y = odeint_adjoint(func, start, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    for _ in range(2):
+        gradients = torch.autograd.grad(
+            (y * random(*y.shape, seed=100)).sum(), (start, *func.parameters()), retain_graph=True
+        )
+        assert torch.equal(torch.cat([gradient.reshape(-1) for gradient in gradients]), once.gradient)
+
+
+def test_solves_without_gradients():
+    func = Network()
+    with torch.no_grad():
+        assert not odeint_adjoint(func, random(3), T).requires_grad
+    func.requires_grad_(False)
+    assert not odeint_adjoint(func, random(3), T).requires_grad
+    assert odeint_adjoint(func, random(3).requires_grad_(), T).requires_grad
+
+
+def test_times_of_another_dtype_than_the_state():
+    ours, exact = (
+        by(Growth(), random(3), T.to(dtype).requires_grad_())
+        for by, dtype in ((differentiate, torch.float32), (differentiate_exactly, F64))
+    )
+    assert ours.gradients[1].dtype == torch.float32
+    assert distance(ours.gradients[1].double(), exact.gradients[1]) < 1e-5
+
+
+def bad(*arguments, match, **options):
+    return pytest.param(arguments, options, match, id=match)
+
+
+class OfAnotherShape(nn.Module):
+    def forward(self, t, y):
+        return torch.zeros(4, 3) if isinstance(y, torch.Tensor) else (y[0],)
+
+
+NET, Y0 = Network(), random(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        bad(NET, Y0, torch.zeros(2, 2), match=r"t must be a floating-point tensor of shape \(times,\).*\(2, 2\)"),
+        bad(NET, Y0, T[:1], match=r"two times or more.*\(1,\)"),
+        bad(NET, Y0, torch.tensor(1.0), match=r"two times or more.*\(\)"),
+        bad(NET, Y0, torch.tensor([0, 1]), match=r"floating-point tensor.*int64"),
+        bad(NET, Y0, [0.0, 1.0], match=r"floating-point tensor.*list"),
+        bad(NET, Y0, T[[0, 2, 1]], match=r"strictly increasing or decreasing, not \[0.0, 2.0, 1.0\]"),
+        bad(NET, Y0, T[[0, 1, 1]], match=r"strictly increasing or decreasing, not \[0.0, 1.0, 1.0\]"),
+        bad(NET, Y0, T / 0, match="must be finite and strictly increasing"),
+        bad(NET, Y0, torch.tensor([0.0, torch.inf]), match="must be finite and strictly .*inf"),
+        bad(NET, Y0, T, rtol=0.0, match="rtol is 0.0, but must be a finite number above 0"),
+        bad(NET, Y0, T, rtol=None, atol=-1e-3, match="atol is -0.001"),
+        bad(NET, Y0, T, atol=torch.inf, match="atol is inf"),
+        bad(NET, Y0, T, rtol=torch.nan, match="rtol is nan"),
+        bad(NET, Y0, T, rtol="1e-3", match="rtol is '1e-3'"),
+        bad(NET, Y0, T, adjoint_rtol=0, match="adjoint_rtol is 0"),
+        bad(NET, Y0, T, adjoint_atol=-1, match="adjoint_atol is -1"),
+        bad(NET, Y0, T, first_step=0.0, match="first_step is 0.0"),
+        bad(NET, Y0, T, max_num_steps=0, match="max_num_steps is 0"),
+        bad(NET, Y0, T, checkpoint_interval=0, match="checkpoint_interval is 0"),
+        bad(NET, Y0, T, adjoint="l2", match="unknown norm 'l2': use one of 'default'"),
+        bad(NET, Y0, T, solver="rk4", match="unknown solver 'rk4': use 'dopri5' or 'torchdiffeq'"),
+        bad(NET, Y0, T, solver="torchdiffeq", warm_start=True, match="warm_start=True needs solver='dopri5'"),
+        bad(NET, Y0, T.clone().requires_grad_(), adjoint="discrete", match="t requires a gradient, but 'discrete'"),
+        bad(NET, Y0.long(), T, match="y0 is of dtype torch.int64, but must be float32 or float64"),
+        bad(NET, Y0.half(), T, match="y0 is of dtype torch.float16"),
+        bad(NET, [Y0], T, match="y0 is a list, but must be a tensor or a tuple"),
+        bad(lambda t, y: y, Y0, T, match="func is no nn.Module.*adjoint_params"),
+        bad(OfAnotherShape(), Y0, T, match=r"returned shape \(4, 3\) for a state of shape \(2, 3\)"),
+        bad(
+            OfAnotherShape(),
+            (Y0, Y0),
+            T,
+            match=r"returned shapes \[\(2, 3\)\] for a state of shapes \[\(2, 3\), \(2, 3\)\]",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(*arguments, **options)
+
+
+def test_as_published_is_refused_where_its_blocks_do_not_fit():
+    with pytest.raises(ValueError, match="as-published"):
+        differentiate(Network(), random(100, 3), INCREASING, rtol=1e-3, atol=1e-3, adjoint="as-published")

@@ -1,0 +1,163 @@
+import pytest
+import torch
+from problems import (
+    F64,
+    Integral,
+    Linear,
+    Network,
+    Pair,
+    differentiate,
+    differentiate_exactly,
+    distance,
+    random,
+)
+
+from common import passes
+from common.adjoint import solve
+
+FIRST_STEP = 0.1  # a guess of it would depend on y0, and torchdiffeq differentiates through that
+INTERVALS = (1, 3, 1000)
+TIMES = {
+    "increasing": torch.linspace(0, 3, 5, dtype=F64),
+    "decreasing": torch.tensor([3.0, 2.5, 0.7, -0.2], dtype=F64),
+    "many in one step": torch.cat([torch.linspace(0, 0.3, 12, dtype=F64), torch.linspace(1, 1.2, 9, dtype=F64)]),
+    "at the end of a step": torch.tensor([0.0, FIRST_STEP, 0.2, 0.5], dtype=F64),
+}
+
+
+def compare_with_torchdiffeq(func, y0, t, *, checkpoint_interval, rtol=1e-5, atol=1e-7, **options):
+    options |= dict(adjoint="discrete", first_step=FIRST_STEP, rtol=rtol, atol=atol)
+    theirs = differentiate(func, y0, t, solver="torchdiffeq", **options)
+    ours = differentiate(func, y0, t, checkpoint_interval=checkpoint_interval, **options)
+    assert ours.statistics.forward.accept_times == pytest.approx(theirs.statistics.forward.accept_times)
+    assert distance(ours.y, theirs.y) < 1e-12
+    for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
+        assert (our_gradient is None) == (their_gradient is None)
+        assert our_gradient is None or distance(our_gradient, their_gradient) < 1e-9
+    return ours
+
+
+@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES.keys())
+def test_equals_torchdiffeq_differentiated_through(times, checkpoint_interval):
+    func = Network()
+    ours = compare_with_torchdiffeq(func, random(4, 3), times, checkpoint_interval=checkpoint_interval)
+    if times is TIMES["at the end of a step"]:
+        assert FIRST_STEP in ours.statistics.forward.accept_times
+    if times is TIMES["many in one step"]:
+        assert len(ours.statistics.forward.accept_times) < len(times) - 5
+
+
+@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+@pytest.mark.parametrize("jumps", [[1.0, 2.5], [0.75, 1.5]], ids=["between outputs", "at outputs"])
+def test_equals_torchdiffeq_differentiated_through_with_jumps(jumps, checkpoint_interval):
+    class Jumping(Network):
+        def forward(self, t, y):
+            return super().forward(t, y) + sum((t > jump).to(y.dtype) for jump in jumps)
+
+    ours = compare_with_torchdiffeq(
+        Jumping(), random(4, 3), TIMES["increasing"], checkpoint_interval=checkpoint_interval, jump_t=jumps
+    )
+    assert set(jumps) < set(ours.statistics.forward.accept_times)
+
+
+@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+def test_equals_torchdiffeq_differentiated_through_for_a_tuple_state(checkpoint_interval):
+    compare_with_torchdiffeq(
+        Pair(), Pair.start(), TIMES["increasing"], checkpoint_interval=checkpoint_interval, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_float32():
+    options = dict(rtol=1e-4, atol=1e-5, adjoint="discrete", first_step=FIRST_STEP)
+    times = TIMES["increasing"].float()
+    single = differentiate(Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), times, **options)
+    double = differentiate(Network(), random(4, 3), times, **options)
+    assert single.gradient.dtype == torch.float32
+    assert distance(single.gradient.double(), double.gradient) < 1e-3
+
+
+@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+def test_rejected_steps_cost_nothing_backwards(checkpoint_interval):
+    ours = differentiate(
+        Network(),
+        random(4, 3),
+        TIMES["increasing"][[0, -1]],
+        rtol=1e-6,
+        atol=1e-8,
+        adjoint="discrete",
+        first_step=2.0,
+        checkpoint_interval=checkpoint_interval,
+    )
+    forward, backward = ours.statistics.forward, ours.statistics.backward
+    assert forward.num_rejected > 0
+    # Six stages a step, as the seventh is the next step's first; only the last, being interpolated, needs its own.
+    num_steps = forward.num_accepted
+    num_solved_again = num_steps - len(range(0, num_steps, checkpoint_interval))
+    assert backward.nfe == 6 * (num_steps + num_solved_again) + 1
+    assert backward.num_accepted == backward.num_rejected == 0
+
+
+def test_the_checkpoint_interval_does_not_change_the_gradient():
+    gradients = [
+        differentiate(
+            Network(),
+            random(4, 3),
+            TIMES["increasing"],
+            rtol=1e-5,
+            atol=1e-5,
+            adjoint="discrete",
+            checkpoint_interval=n,
+        ).gradient
+        for n in INTERVALS
+    ]
+    assert distance(gradients[1], gradients[0]) < 1e-12
+    assert distance(gradients[2], gradients[0]) < 1e-12
+
+
+def kept_states(checkpoint_interval, monkeypatch, **options):
+    """How many states a forward solve keeps, and how many steps it took."""
+    records = []
+
+    class Kept(passes.StepRecord):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            records.append(self)
+
+    monkeypatch.setattr(passes, "StepRecord", Kept)
+    options = dict(rtol=1e-7, atol=1e-9, adjoint="discrete", checkpoint_interval=checkpoint_interval) | options
+    solution = solve(Network(), random(3), TIMES["increasing"], **options)
+    return sum(record.start is not None for record in records), solution.statistics.forward.num_accepted
+
+
+@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+def test_one_state_is_kept_for_each_checkpoint_interval(checkpoint_interval, monkeypatch):
+    num_kept, num_steps = kept_states(checkpoint_interval, monkeypatch)
+    assert num_steps > 10
+    assert num_kept == len(range(0, num_steps, checkpoint_interval))
+
+
+def test_nothing_is_kept_where_nothing_is_differentiated(monkeypatch):
+    assert kept_states(1, monkeypatch, adjoint="seminorm")[0] == 0
+    with torch.no_grad():
+        assert kept_states(1, monkeypatch)[0] == 0
+
+
+def test_it_is_the_gradient_of_the_steps_and_not_of_the_solution():
+    """At loose tolerances it differs from the exact gradient as much as the solution differs, no less and no more."""
+    func, y0, times = Linear(random(3, 3, seed=2)), random(3), TIMES["increasing"]
+    exact = differentiate_exactly(func, y0, times)
+    loose, tight = (
+        differentiate(func, y0, times, rtol=tolerance, atol=tolerance, adjoint="discrete")
+        for tolerance in (1e-3, 1e-10)
+    )
+    assert 1e-6 < distance(loose.gradient, exact.gradient) < 0.1
+    assert distance(tight.gradient, exact.gradient) < 1e-8
+
+
+def test_outputs_within_a_step_have_the_weights_of_the_dense_output():
+    func, y0 = Integral(degree=3), random(2)
+    times = torch.tensor([0.0, 0.01, 0.3, 0.7, 2.0], dtype=F64)
+    ours = differentiate(func, y0, times, rtol=1e-3, atol=1e-3, adjoint="discrete", first_step=5.0)
+    assert ours.statistics.forward.num_accepted == 1
+    assert distance(ours.gradient, differentiate_exactly(func, y0, times).gradient) < 1e-12

@@ -1,0 +1,139 @@
+import functools
+
+import pytest
+import torch
+from problems import F64, differentiate, distance, random, random_walks
+from torch import nn
+from torch.nn import functional
+
+from common.adjoint import solve
+from speech_commands import NeuralCDE
+
+NUM_KNOTS = 16
+KNOTS = torch.arange(NUM_KNOTS, dtype=F64)
+INTERIOR = {float(knot) for knot in KNOTS[1:-1]}
+TOLERANCES = [(1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8)]
+
+
+class Staircase(nn.Module):
+    """dy/dt = heights[floor(t)]: every step between two knots is exact, every step over a knot is not."""
+
+    def __init__(self, dtype=F64):
+        super().__init__()
+        self.heights = nn.Parameter(random(NUM_KNOTS - 1, dtype=dtype))
+
+    def forward(self, t, y):
+        piece = min(max(int(t.item() // 1), 0), NUM_KNOTS - 2)
+        return self.heights[piece] + torch.zeros_like(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("adjoint", ["default", "seminorm", "discrete"])
+@pytest.mark.parametrize("times", [KNOTS[[0, -1]], KNOTS[[-1, 0]], KNOTS[[0, 3, 8]], KNOTS[[12, 8, 1]]], ids=str)
+def test_every_piece_is_met_from_its_own_side(adjoint, times, dtype):
+    func = Staircase(dtype)
+    # With a first step of 1, steps end on the knots of their own accord.
+    ours = differentiate(
+        func, torch.zeros(1, dtype=dtype), times, rtol=1e-3, atol=1e-3, adjoint=adjoint, jump_t=KNOTS, first_step=1.0
+    )
+    done = ours.statistics
+    assert done.forward.num_rejected == 0
+    assert set(done.forward.accept_times) >= INTERIOR & set(torch.arange(*sorted([times[0], times[-1]])).tolist()[1:])
+    increments = torch.cat([torch.zeros(1, dtype=dtype), func.heights.detach()]).cumsum(0)[times.long()]
+    assert (ours.y[:, 0] - (increments - increments[0])).abs().max() < (1e-12 if dtype == F64 else 1e-5)
+    weights = random(*ours.y.shape, seed=100, dtype=dtype)[:, 0]
+    expected = torch.zeros_like(func.heights)
+    for weight, time in zip(weights.tolist(), times.tolist(), strict=True):
+        low, high = sorted([int(times[0]), int(time)])
+        expected[low:high] += weight if times[0] < times[-1] else -weight
+    assert (func.heights.grad - expected).abs().max() < (1e-12 if dtype == F64 else 1e-5)
+
+
+def test_stock_torchdiffeq_loses_the_jumps_behind_one_that_a_step_ends_on():
+    """Why there is a solver of our own: its test is `t0 < jump < t0 + dt`, so a step that ends on a jump forgets it."""
+    options = dict(rtol=1e-3, atol=1e-3, jump_t=KNOTS, first_step=1.0)
+    with torch.no_grad():
+        theirs, ours = (
+            solve(Staircase(), torch.zeros(1, dtype=F64), KNOTS[[0, -1]], **options, solver=solver)
+            for solver in ("torchdiffeq", "dopri5")
+        )
+    assert set(ours.statistics.forward.accept_times) >= INTERIOR
+    assert not set(theirs.statistics.forward.accept_times) >= INTERIOR
+    assert theirs.statistics.forward.nfe > 2 * ours.statistics.forward.nfe
+    exact = Staircase().heights.sum()
+    assert ours.y[-1].item() == pytest.approx(exact.item(), abs=1e-12)
+    assert theirs.y[-1].item() != pytest.approx(exact.item(), abs=1e-4)
+
+
+@functools.cache
+def train_step(dtype, seed, rtol, atol, **options):
+    """Gradient of all parameters, and statistics, of a Neural CDE on random walks."""
+    torch.manual_seed(seed)
+    model = NeuralCDE(
+        4,
+        6,
+        3,
+        hidden_hidden_channels=8,
+        num_hidden_layers=2,
+        solve=functools.partial(solve, rtol=rtol, atol=atol, **options),
+    ).to(dtype)
+    logits, statistics = model(random_walks(4, NUM_KNOTS, 3, seed=seed, dtype=dtype))
+    functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
+    return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()]), statistics
+
+
+@pytest.mark.parametrize(("rtol", "atol"), TOLERANCES)
+@pytest.mark.parametrize("adjoint", ["default", "seminorm"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_neural_cde_meets_every_knot_in_both_directions(seed, dtype, adjoint, rtol, atol):
+    _, statistics = train_step(dtype, seed, rtol, atol, adjoint=adjoint)
+    for direction in (statistics.forward, statistics.backward):
+        assert set(direction.accept_times) >= INTERIOR
+        # Two to start, six an attempt, one more behind each jump that is not the end.
+        assert direction.nfe == 2 + 6 * (direction.num_accepted + direction.num_rejected) + len(INTERIOR)
+
+
+@pytest.mark.parametrize(("rtol", "atol"), TOLERANCES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_seminorm_takes_fewer_evaluations(seed, rtol, atol):
+    default, seminorm = (
+        train_step(torch.float32, seed, rtol, atol, adjoint=adjoint)[1] for adjoint in ("default", "seminorm")
+    )
+    assert seminorm.forward.nfe == default.forward.nfe
+    assert seminorm.backward.nfe < default.backward.nfe
+
+
+def test_stock_torchdiffeq_loses_knots_of_a_neural_cde():
+    """A step of exactly the length of an interval is kept as long as its error is between 0.59 and 1."""
+    theirs, ours = (
+        train_step(F64, 2, *TOLERANCES[0], adjoint="seminorm", solver=solver)[1] for solver in ("torchdiffeq", "dopri5")
+    )
+    assert not set(theirs.backward.accept_times) >= INTERIOR
+    assert theirs.backward.nfe > 1.5 * ours.backward.nfe
+
+
+@pytest.mark.parametrize(("rtol", "atol", "bound"), [(1e-3, 1e-6, 3e-2), (1e-4, 1e-7, 1e-2), (1e-5, 1e-8, 3e-3)])
+@pytest.mark.parametrize("adjoint", ["default", "seminorm"])
+def test_the_gradient_of_a_neural_cde_approaches_that_of_tight_tolerances(adjoint, rtol, atol, bound):
+    # The ReLUs' kinks, which no error estimate of z sees, are what limits it.
+    gradient, _ = train_step(F64, 2, rtol, atol, adjoint=adjoint)
+    reference, _ = train_step(F64, 2, 1e-10, 1e-12, adjoint="seminorm")
+    assert distance(gradient, reference) < bound
+
+
+@pytest.mark.parametrize("adjoint", ["default", "seminorm", "per-tensor", "discrete"])
+def test_a_neural_cdes_gradient_equals_stock_torchdiffeqs_where_that_loses_no_jump(adjoint):
+    options = dict(adjoint=adjoint, first_step=0.3)
+    (theirs, their_statistics), (ours, our_statistics) = (
+        train_step(F64, 0, *TOLERANCES[0], solver=solver, **options) for solver in ("torchdiffeq", "dopri5")
+    )
+    directions = ("forward",) if adjoint == "discrete" else ("forward", "backward")
+    for direction in directions:
+        expected, actual = getattr(their_statistics, direction), getattr(our_statistics, direction)
+        assert set(expected.accept_times) >= INTERIOR  # or the comparison would mean nothing
+        assert actual.accept_times == pytest.approx(expected.accept_times, abs=1e-6)
+        assert actual.reject_times == pytest.approx(expected.reject_times, abs=1e-6)
+        # It evaluates behind the last jump, although no step follows.
+        assert actual.nfe == expected.nfe - 1
+    assert distance(ours, theirs) < 1e-9

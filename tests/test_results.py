@@ -1,0 +1,147 @@
+import copy
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from torch import nn
+
+from common.results import HistoryEntry, Results, epoch_of, load, make_directory, metrics_of, save
+
+COUNTS = {
+    f"{direction}_{name}": number
+    for number, (direction, name) in enumerate(
+        (direction, name) for direction in ("forward", "backward") for name in ("nfe", "accepted", "rejected")
+    )
+}
+TIMES = {
+    f"{direction}_{name}": [0.0, 0.25]
+    for direction in ("forward", "backward")
+    for name in ("ts", "accept_ts", "reject_ts")
+}
+PUBLISHED_METRICS = {"dataset_size": 20, "loss": 0.5, "timestamp": 1e9, "timespan": 2.5, **TIMES}
+METRICS = {**PUBLISHED_METRICS, **COUNTS}
+EPOCH = {"epoch": 1, "loss": 0.5, "seconds": 2.0, "learning_rate": 1e-3, **COUNTS}
+
+
+def make_results(**changes):
+    values = {
+        "start_time": 1e9,
+        "model": nn.Linear(2, 1),
+        "parameters": 3,
+        "history": [HistoryEntry(epoch=1, train_metrics=metrics_of(METRICS), val_metrics=metrics_of(METRICS))],
+        "train_dataloader": [1, 2],
+        "test_metrics": metrics_of({**METRICS, "accuracy": 0.75}),
+        "experiment": "toy",
+        "config": {"norm": "seminorm", "rtol": 1e-3},
+        "provenance": {"commit": None},
+        "epochs": [epoch_of(EPOCH), epoch_of({**EPOCH, "accuracy": 0.5})],
+        "status": "completed",
+    }
+    return Results(**{**values, **changes})
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_names_are_the_published_ones_and_then_ours():
+    published = """memory_usage baseline_memory start_time timespan model parameters history
+        train_dataloader val_dataloader test_dataloader train_metrics val_metrics test_metrics"""
+    ours = "experiment config provenance epochs status failure"
+    results = make_results()
+    assert list(results.keys()) == (published + " " + ours).split()
+    assert set(results.history[0].train_metrics.keys()) == {*PUBLISHED_METRICS, *COUNTS}
+
+
+def test_items_are_attributes():
+    results = make_results()
+    assert results["history"][0]["val_metrics"]["loss"] == results.history[0].val_metrics.loss == 0.5
+    assert dict(results)["parameters"] == 3
+    with pytest.raises(KeyError):
+        results["keys"]
+
+
+def test_accuracy_is_absent_where_there_is_none():
+    results = make_results()
+    assert hasattr(results.test_metrics, "accuracy")
+    assert "accuracy" in results.test_metrics
+    without = results.history[0].val_metrics
+    assert not hasattr(without, "accuracy")
+    assert "accuracy" not in without
+    assert "accuracy" not in results.epochs[0]
+    assert results.epochs[1].accuracy == 0.5
+
+
+def test_copies_and_pickles():
+    results = make_results(model=None)
+    assert copy.deepcopy(results) == results
+    assert copy.deepcopy(results).history[0] is not results.history[0]
+    assert pickle.loads(pickle.dumps(results)) == results
+
+
+def test_saved_results_load_equal_without_what_lives_in_memory(tmp_path):
+    results = make_results()
+    path = save(results, tmp_path)
+    assert path == tmp_path / "0.json"
+    assert "model" not in strict_json(path)
+    assert strict_json(path)["schema"] == 1
+    results.model = results.train_dataloader = None
+    assert load(path) == results
+    assert type(load(path).epochs[1]) is type(results.epochs[1])
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    metrics = metrics_of({**METRICS, "loss": float("nan"), "forward_ts": [0.0, float("inf")]})
+    saved = strict_json(save(make_results(val_metrics=metrics), tmp_path))["val_metrics"]
+    assert saved["loss"] is None
+    assert saved["forward_ts"] == [0.0, None]
+
+
+def test_saving_takes_the_next_free_number_and_leaves_nothing_else(tmp_path):
+    (tmp_path / "1.json").write_text("mine")
+    assert [save(make_results(), tmp_path).name for _ in range(2)] == ["0.json", "2.json"]
+    assert (tmp_path / "1.json").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"0.json", "1.json", "2.json"}
+
+
+def test_many_can_save_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda seed: save(make_results(config={"seed": seed}), tmp_path), range(40)))
+    assert len(set(paths)) == 40
+    assert [load(path).config["seed"] for path in paths] == list(range(40))
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "..", "a/b\\c\0d", "x" * 1000])
+def test_no_name_leaves_the_results_folder(tmp_path, name):
+    directory = make_directory(str(tmp_path / "results"), "toy", name)
+    assert directory.is_dir()
+    assert directory.resolve().parent == (tmp_path / "results" / "toy").resolve()
+
+
+def test_condition_keeps_its_letters(tmp_path):
+    assert make_directory(str(tmp_path), "toy", "as-published-0.001-1e-06").name == "as-published-0-001-1e-06"
+
+
+def test_results_dir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(ValueError, match="no folder can be made"):
+        make_directory(str(tmp_path / "results"), "toy", "seminorm")
+
+
+def test_another_schema_is_refused(tmp_path):
+    path = save(make_results(), tmp_path)
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(ValueError, match=r"0\.json is not a results file .*schema is not 1"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "start_time": 0}', '{"schema": 1'])
+def test_other_files_are_refused(tmp_path, text):
+    path = tmp_path / "0.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"0\.json is not a results file"):
+        load(path)

@@ -1,0 +1,162 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from problems import F64, Growth, Integral, Network, Pair, distance, random
+from torch import nn
+
+from common.adjoint import solve
+from common.errors import SolverError
+from common.solver import beside
+
+T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+
+
+class Power(nn.Module):
+    """dy/dt = y^2, which from 1 at t = 0 is infinite at t = 1."""
+
+    def forward(self, t, y):
+        return y**2
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("times", [T, T.flip(0)], ids=["increasing", "decreasing"])
+def test_the_error_of_the_solution_follows_the_tolerance(tolerance, times):
+    func, y0 = Growth(), 1 + random(3).abs()
+    y = solve(func, y0, times, rtol=tolerance, atol=tolerance).y
+    assert torch.equal(y[0], y0)
+    assert distance(y, func.exact(y0, times)) < 30 * tolerance
+
+
+def test_polynomials_up_to_the_third_degree_are_solved_exactly_at_every_output_time():
+    func, y0 = Integral(degree=3), random(2)
+    times = torch.tensor([0.0, 0.1, 0.2, 1.5, 1.6, 2.0], dtype=F64)
+    solution = solve(func, y0, times, rtol=1e-3, atol=1e-3)
+    assert distance(solution.y, func.exact(y0, times)) < 1e-13
+    assert solution.statistics.forward.num_accepted < 5
+
+
+def test_a_coarse_solve_differs_from_a_fine_one():
+    """The tolerances are not ignored."""
+    func, y0 = Growth(), random(3)
+    coarse, fine = (solve(func, y0, T, rtol=rtol, atol=rtol) for rtol in (1e-2, 1e-10))
+    assert distance(coarse.y, fine.y) > 1e-6
+    assert coarse.statistics.forward.nfe < fine.statistics.forward.nfe / 3
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-7])
+def test_evaluations_and_steps_add_up(tolerance):
+    func, times = Network(), torch.linspace(0, 4, 6, dtype=F64)
+    evaluated = []
+    func.register_forward_hook(lambda module, given, result: evaluated.append(given[0].item()))
+    solution = solve(func, random(3), times, rtol=tolerance, atol=tolerance, jump_t=[1.0, 2.5])
+    forward = solution.statistics.forward
+    # The first slope and the guess of the first step, six an attempt, and one more behind each jump.
+    assert forward.nfe == 2 + 6 * (forward.num_accepted + forward.num_rejected) + 2
+    assert forward.evaluation_times == evaluated
+    assert forward.accept_times == sorted(forward.accept_times)
+    assert {1.0, 2.5} < set(forward.accept_times)
+
+
+def test_a_first_step_that_is_given_costs_no_evaluation_and_is_taken():
+    solution = solve(Network(), random(3), T, rtol=1e-5, atol=1e-5, first_step=0.01)
+    forward = solution.statistics.forward
+    assert forward.nfe == 1 + 6 * (forward.num_accepted + forward.num_rejected)
+    assert forward.accept_times[:2] == [0.0, 0.01]
+
+
+def test_the_stages_of_a_step_are_evaluated_at_its_nodes_and_the_last_two_just_before_its_end():
+    forward = solve(Network(), random(3), T, rtol=1e-5, atol=1e-5, first_step=0.25).statistics.forward
+    assert forward.accept_times[1] == 0.25
+    just_before = math.nextafter(0.25, 0)
+    assert forward.evaluation_times[:7] == pytest.approx([0, 0.05, 0.075, 0.2, 0.25 * 8 / 9, just_before, just_before])
+    assert forward.evaluation_times[5:7] == [just_before, just_before]
+
+
+def test_beside_is_the_neighbour_in_the_dtype():
+    assert beside(1.0, 0.0, torch.float64) == 1 - 2**-53
+    assert beside(1.0, 2.0, torch.float64) == 1 + 2**-52
+    assert beside(1.0, 0.0, torch.float32) == 1 - 2**-24
+    assert beside(1.0, 2.0, torch.float32) == 1 + 2**-23
+
+
+def test_a_rejected_step_starts_again_at_the_same_time():
+    forward = solve(Network(), random(3), T, rtol=1e-6, atol=1e-6, first_step=1.0).statistics.forward
+    assert forward.reject_times[0] == 0.0
+    assert forward.accept_times[0] == 0.0
+
+
+def test_steps_end_on_jumps_in_any_order_and_not_on_those_outside():
+    forward = solve(
+        Integral(), random(3), T, rtol=1e-3, atol=1e-3, jump_t=[1.7, -1.0, 0.3, 2.0, 5.0]
+    ).statistics.forward
+    assert {0.3, 1.7} < set(forward.accept_times)
+    assert all(0 <= time < 2 for time in forward.accept_times)
+    assert max(forward.evaluation_times) < 2  # no step goes beyond the jump at the last time
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_finite_time_blow_up_is_an_error_that_says_where(dtype):
+    with pytest.raises(
+        SolverError, match=r"the step became too small at t = (1|0\.9999).*step size .*larger tolerances"
+    ):
+        solve(Power(), torch.ones(2, dtype=dtype), T, rtol=1e-6, atol=1e-6)
+
+
+def test_a_blow_up_backwards_in_time_is_an_error():
+    with pytest.raises(SolverError, match=r"the step became too small at t = -1"):
+        solve(Power(), -torch.ones(2, dtype=F64), -T, rtol=1e-6, atol=1e-6)
+
+
+def test_too_many_steps_are_an_error_that_says_how_far_it_came():
+    options = dict(rtol=1e-9, atol=1e-9, first_step=0.001)
+    count = len(solve(Network(), random(3), T, **options).statistics.forward.accept_times)
+    solve(Network(), random(3), T, **options, max_num_steps=3 * count)
+    with pytest.raises(
+        SolverError, match=r"more than 3 steps were attempted at t = 0\.\d+ \(step size .*, 3 steps acc"
+    ):
+        solve(Network(), random(3), T, **options, max_num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [(math.nan, "the state"), (math.inf, "the state"), (1e200, "the vector field")],
+)
+def test_a_start_that_is_not_finite_is_an_error_that_says_what(start, what):
+    y0 = torch.tensor([1.0, start], dtype=F64)
+    with pytest.raises(SolverError, match=rf"{what} is not finite at t = 0 .*rtol 1e-06, atol 1e-09.*finite"):
+        solve(Power(), y0, T, rtol=1e-6, atol=1e-9)
+    with pytest.raises(SolverError, match="at t = 0"):
+        solve(Power(), y0, T, rtol=1e-6, atol=1e-9, first_step=0.1)
+
+
+def test_a_step_out_of_the_domain_is_taken_again_smaller():
+    """A trial state at which the field is not a number ends no solve."""
+
+    class SquareRoot(nn.Module):
+        def forward(self, t, y):
+            return -torch.sqrt(y)
+
+    solution = solve(SquareRoot(), torch.ones(1, dtype=F64), T[:2], rtol=1e-6, atol=1e-9, first_step=100.0)
+    assert solution.statistics.forward.num_rejected > 0
+    assert solution.y[-1].item() == pytest.approx(0.25, rel=1e-6)
+
+
+def test_a_tuple_state_is_solved_as_one_system():
+    func, (y0, z0) = Pair(), Pair.start()
+    coarse, fine = (solve(func, (y0, z0), T, rtol=rtol, atol=rtol).y for rtol in (1e-6, 1e-10))
+    assert [tuple(piece.shape) for piece in coarse] == [(3, 4, 3), (3, 2)]
+    for actual, expected, start in zip(coarse, fine, (y0, z0), strict=True):
+        assert torch.equal(actual[0], start)
+        assert distance(actual, expected) < 1e-5
+
+
+def test_output_times_take_no_part_in_the_steps():
+    few, many = (
+        solve(Network(), random(3), torch.linspace(0, 2, num, dtype=F64), rtol=1e-6, atol=1e-6) for num in (2, 201)
+    )
+    assert few.statistics.forward.accept_times == many.statistics.forward.accept_times
+    assert torch.equal(few.y[-1], many.y[-1])
+    jumps = [after - before for before, after in pairwise(many.y[:, 0].tolist())]
+    assert max(map(abs, jumps)) < 0.1  # a smooth curve

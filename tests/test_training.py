@@ -1,0 +1,450 @@
+import copy
+import itertools
+import json
+import re
+import time
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from common import command_line, training
+from common.config import TrainingConfig
+from common.errors import SolverError, TrainingFailed
+from common.provenance import describe
+from common.randomness import seeded, stream
+from common.results import load
+from common.statistics import SolveStatistics
+from common.training import train
+from datasets.batches import Batches, DataSplit
+
+NUM_SAMPLES = 20
+NUM_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    """Fits a line."""
+
+    rtol: float = 1e-3
+    atol: float = 1e-6
+    _: KW_ONLY
+    max_epochs: int = 5
+    batch_size: int = 8
+    learning_rate: float = 0.1
+    metric_interval: int = 2
+    width: int = 1
+    """Width of the model."""
+    shape: Literal["straight", "bent"] = "straight"
+    """Shape of the line."""
+
+
+class Line(nn.Module):
+    """A linear model that claims to have solved something: 2 evaluations and 1 step forward, 5, 3 and 1 backward."""
+
+    def __init__(self, width: int = 1):
+        super().__init__()
+        self.linear = nn.Linear(2, width)
+        self.num_training_batches = 0
+
+    def forward(self, x):
+        self.num_training_batches += self.training
+        statistics = SolveStatistics()
+        statistics.forward.evaluation_times += [0.0, 1.0]
+        statistics.forward.accept_times += [0.0]
+        prediction = self.linear(x)
+        if prediction.requires_grad:
+            prediction.register_hook(lambda gradient: self.solve_backward(statistics.backward))
+        return prediction, statistics
+
+    def solve_backward(self, statistics):
+        statistics.evaluation_times += [1.0, 0.8, 0.6, 0.4, 0.2]
+        statistics.accept_times += [1.0, 0.6, 0.2]
+        statistics.reject_times += [0.6]
+
+
+def make_config(tmp_path, **changes):
+    return replace(Config("cpu", True, results_dir=tmp_path), **changes)
+
+
+def make_data(config):
+    generator = stream(0, "data")
+    x = torch.randn(3, NUM_SAMPLES, 2, generator=generator)
+    labels = (x[..., 0] > 0).long()
+    orders = (stream(config.seed, "batch order"), None, None)
+    parts = [Batches((x[part], labels[part]), config.batch_size, generator=order) for part, order in enumerate(orders)]
+    return DataSplit(*parts, digest="abc")
+
+
+def squared_error(prediction, labels):
+    return nn.functional.mse_loss(prediction.squeeze(-1), labels.to(prediction))
+
+
+def constant_loss(prediction, labels):
+    return 1 + 0 * prediction.sum()
+
+
+def num_correct(prediction, labels):
+    return ((prediction.squeeze(-1) > 0.5) == labels).sum()
+
+
+def run(config, model=None, **changes):
+    if model is None:
+        with seeded(config.seed, "weights"):
+            model = Line(config.width)
+    arguments = {"data": make_data(config), "loss_function": squared_error, "num_correct": num_correct, **changes}
+    return train(config, experiment="toy", model=model, **arguments)
+
+
+def without_clock(results):
+    """What of the results does not depend on the time of day."""
+    clocks = {"start_time", "timestamp", "timespan", "seconds", "results_dir"}
+
+    def stripped(value):
+        if isinstance(value, dict):
+            return {name: stripped(item) for name, item in value.items() if name not in clocks}
+        return [stripped(item) for item in value] if isinstance(value, list) else value
+
+    [path] = Path(results.config["results_dir"]).rglob("*.json")
+    return stripped(json.loads(path.read_text()))
+
+
+def counts(record):
+    return {name: number for name, number in record.items() if re.search("nfe|accepted|rejected", name)}
+
+
+def expected_counts(*, backward):
+    forward = {"forward_nfe": 2, "forward_accepted": 1, "forward_rejected": 0}
+    back = {"backward_nfe": 5, "backward_accepted": 3, "backward_rejected": 1}
+    return {name: number * NUM_BATCHES for name, number in {**forward, **back}.items()} | (
+        {} if backward else dict.fromkeys(back, 0)
+    )
+
+
+def test_the_same_seed_gives_identical_results(tmp_path):
+    first, second, other = (
+        without_clock(run(make_config(tmp_path / name, seed=seed)))
+        for name, seed in (("first", 3), ("second", 3), ("other", 4))
+    )
+    assert first == second
+    assert first["epochs"] != other["epochs"]
+
+
+def test_training_learns_and_is_measured_on_time(tmp_path):
+    results = run(make_config(tmp_path))
+    assert [epoch.epoch for epoch in results.epochs] == [1, 2, 3, 4, 5]
+    assert [entry.epoch for entry in results.history] == [2, 4, 5]
+    assert results.epochs[-1].loss < results.epochs[0].loss
+    assert results.history[0].train_metrics.loss == results.epochs[1].loss
+    assert results.parameters == 3
+    assert results.status == "completed"
+
+
+def test_counts_are_exact(tmp_path):
+    results = run(make_config(tmp_path))
+    with_backward, without_backward = expected_counts(backward=True), expected_counts(backward=False)
+    assert all(counts(epoch) == with_backward for epoch in results.epochs)
+    for entry in results.history:
+        assert counts(entry.train_metrics) == with_backward
+        assert counts(entry.val_metrics) == without_backward
+    assert counts(results.train_metrics) == counts(results.val_metrics) == without_backward
+    assert counts(results.test_metrics) == with_backward
+
+
+def test_published_metrics_are_extra_passes_that_leave_training_alone(tmp_path):
+    plain = run(make_config(tmp_path / "plain"))
+    published = run(make_config(tmp_path / "published", published_metrics=True))
+    for name in ("loss", "accuracy", "backward_nfe"):
+        assert [epoch[name] for epoch in plain.epochs] == [epoch[name] for epoch in published.epochs]
+    entry = published.history[0]
+    assert counts(entry.val_metrics) == expected_counts(backward=True)
+    assert entry.train_metrics.loss != published.epochs[1].loss
+    assert all(parameter.grad is None for parameter in published.model.parameters())
+
+
+def test_means_weigh_every_sample_alike(tmp_path):
+    results = run(make_config(tmp_path))
+    x, labels = results.val_dataloader.tensors
+    with torch.no_grad():
+        prediction, _ = results.model(x)
+    assert results.val_metrics.loss == pytest.approx(squared_error(prediction, labels).item(), rel=1e-5)
+    assert results.val_metrics.accuracy == num_correct(prediction, labels).item() / NUM_SAMPLES
+    assert results.val_metrics.dataset_size == NUM_SAMPLES
+
+
+def test_without_num_correct_there_is_no_accuracy(tmp_path):
+    results = run(make_config(tmp_path), num_correct=None)
+    assert not hasattr(results.test_metrics, "accuracy")
+    assert not hasattr(results.epochs[0], "accuracy")
+
+
+def test_a_lone_tensor_is_input_and_target(tmp_path):
+    config = make_config(tmp_path, width=2)
+    parts = [Batches((torch.ones(4, 2),), 4) for _ in range(3)]
+    results = run(config, data=DataSplit(*parts, digest=""), loss_function=nn.functional.mse_loss, num_correct=None)
+    assert results.epochs[-1].loss < results.epochs[0].loss
+
+
+def test_the_best_measured_state_is_restored(tmp_path):
+    calls = itertools.count()
+
+    def growing_loss(prediction, labels):
+        return squared_error(prediction, labels) + next(calls)
+
+    results = run(make_config(tmp_path, metric_interval=1), loss_function=growing_loss)
+    best = run(make_config(tmp_path, max_epochs=1))
+    assert len(results.epochs) == 5
+    assert torch.equal(results.model.linear.weight, best.model.linear.weight)
+
+
+def test_learning_rate_falls_and_training_stops_on_a_plateau(tmp_path):
+    config = make_config(tmp_path, max_epochs=20, metric_interval=1, plateau_epochs=6)
+    results = run(config, loss_function=constant_loss)
+    # Measurements 2, 3 and 4 bring nothing, one more than are let pass.
+    assert [epoch.learning_rate for epoch in results.epochs[3:5]] == pytest.approx([0.1, 0.01])
+    assert len(results.epochs) == 8
+    assert results.history[-1].epoch == 8
+
+
+def test_times_are_those_of_the_first_batch_thinned_and_rounded(tmp_path):
+    class Long(Line):
+        def forward(self, x):
+            self.is_full = len(x) == 8
+            return super().forward(x)
+
+        def solve_backward(self, statistics):
+            statistics.evaluation_times += [number / 3 for number in range(1000 if self.is_full else 10)]
+
+    times = run(make_config(tmp_path), model=Long()).test_metrics
+    assert times.backward_nfe == 2010
+    assert times.backward_ts == [float(f"{number / 3:.6g}") for number in range(0, 1000, 4)]
+    assert times.forward_ts == [0.0, 1.0]
+
+
+def test_evaluation_forward_only_keeps_no_graph(tmp_path):
+    with_graph = []
+
+    def loss_function(prediction, labels):
+        with_graph.append(prediction.requires_grad)
+        return squared_error(prediction, labels)
+
+    run(make_config(tmp_path, max_epochs=1), loss_function=loss_function)
+    training, val, train_and_val, test = [True] * 3, [False] * 3, [False] * 6, [True] * 3
+    assert with_graph == training + val + train_and_val + test
+
+
+def test_seconds_of_training_leave_out_evaluation(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, time=time.time)
+    monkeypatch.setattr(training, "time", clock)
+
+    class Slow(Line):
+        def forward(self, x):
+            clock.now += 1 if self.training else 1000
+            return super().forward(x)
+
+    results = run(make_config(tmp_path), model=Slow())
+    assert [epoch.seconds for epoch in results.epochs] == [NUM_BATCHES] * 5
+    assert results.test_metrics.timespan == 1000 * NUM_BATCHES
+
+
+class Failing(Line):
+    """Calls `fail` with the prediction of the 2nd batch of the 3rd epoch."""
+
+    def __init__(self, fail):
+        super().__init__()
+        self.fail = fail
+
+    def forward(self, x):
+        prediction, statistics = super().forward(x)
+        if self.training and self.num_training_batches == 2 * NUM_BATCHES + 2:
+            prediction = self.fail(prediction)
+        return prediction, statistics
+
+
+def fail_to_solve(prediction):
+    raise SolverError("underflow in dt")
+
+
+def interrupt(prediction):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (fail_to_solve, "underflow in dt"),
+        (lambda prediction: prediction * float("nan"), "the loss is nan"),
+        (lambda prediction: prediction * float("inf"), "the loss is inf"),
+    ],
+)
+def test_a_failure_is_explained_and_what_was_learnt_is_saved(tmp_path, capsys, fail, reason):
+    sentence = f"epoch 3 (training), batch 2 of 3, at rtol 0.001 and atol 1e-06: {reason}"
+    with pytest.raises(TrainingFailed, match=re.escape(sentence)) as caught:
+        run(make_config(tmp_path), model=Failing(fail))
+    [path] = tmp_path.rglob("*.json")
+    assert str(path) in capsys.readouterr().out
+    saved = load(path)
+    assert saved.status == caught.value.results.status == "failed"
+    assert sentence in saved.failure
+    assert (len(saved.epochs), len(saved.history), saved.test_metrics) == (2, 1, None)
+
+
+def test_after_a_failure_the_model_is_the_best_there_was(tmp_path):
+    with seeded(0, "weights"):
+        model = Failing(fail_to_solve)
+    with pytest.raises(TrainingFailed):
+        run(make_config(tmp_path), model=model)
+    assert torch.equal(model.linear.weight, run(make_config(tmp_path, max_epochs=2)).model.linear.weight)
+
+
+def test_a_bad_loss_never_reaches_the_weights(tmp_path):
+    model = Failing(lambda prediction: prediction * float("nan"))
+    with pytest.raises(TrainingFailed):
+        run(make_config(tmp_path, metric_interval=10), model=model)
+    assert model.linear.weight.isfinite().all()
+
+
+def test_an_interrupted_training_is_saved(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(tmp_path), model=Failing(interrupt))
+    [path] = tmp_path.rglob("*.json")
+    assert load(path).status == "interrupted"
+    assert len(load(path).epochs) == 2
+
+
+def test_results_are_saved_under_their_condition(tmp_path):
+    results = run(make_config(tmp_path, norm=False, seed=7))
+    [path] = tmp_path.rglob("*.json")
+    assert path.relative_to(tmp_path) == Path("toy", "default-0-001-1e-06", "0.json")
+    saved = load(path)
+    assert saved.config == results.config
+    assert saved.config["seed"] == 7
+    assert saved.provenance["split"] == "abc"
+    assert saved.test_metrics == results.test_metrics
+
+
+def test_nothing_is_saved_unasked(tmp_path):
+    run(make_config(tmp_path, save=False))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_place_to_save_is_noticed_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    model = Line()
+    with pytest.raises(ValueError, match="results_dir"):
+        run(make_config(tmp_path, results_dir=tmp_path / "file"), model=model)
+    assert model.num_training_batches == 0
+
+
+def test_results_in_memory_copy(tmp_path):
+    results = run(make_config(tmp_path))
+    assert copy.deepcopy(results).test_metrics == results.test_metrics
+
+
+def test_provenance_tells_versions_and_commit():
+    provenance = json.loads(json.dumps(describe(torch.device("cpu"))))
+    assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert provenance["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", provenance["commit"])
+    assert provenance["device_name"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_is_measured_on_a_gpu(tmp_path):
+    config = make_config(tmp_path, device=0)
+    parts = [Batches((torch.ones(8, 2, device="cuda"),), 8) for _ in range(3)]
+    results = run(config, data=DataSplit(*parts, digest=""), loss_function=lambda y, x: (y**2).mean(), num_correct=None)
+    assert results.memory_usage > 0
+    assert results.baseline_memory >= 3 * 64
+    assert results.config["device"] == "cuda:0"
+
+
+def test_settings_are_normalised(tmp_path):
+    config = Config(torch.device("cpu"), False, 1, numpy.float64(1e-3), results_dir=tmp_path, width=numpy.int64(2))
+    assert (config.device, config.norm, config.rtol, config.results_dir) == ("cpu", "default", 1.0, str(tmp_path))
+    assert [type(value) for value in (config.rtol, config.atol, config.width)] == [float, float, int]
+
+
+def test_condition_names_what_departs_from_the_default():
+    config = Config("cpu", True, seed=3, save=False, width=2, shape="bent", results_dir="elsewhere")
+    assert config.condition == "seminorm-0.001-1e-06-width-2-shape-bent"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"device": "banana"}, "device is 'banana', but this machine has cpu"),
+        ({"device": None}, "device is None, but this machine has cpu"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has cpu"),
+        ({"norm": "banana"}, "unknown norm 'banana'"),
+        ({"rtol": 0.0}, "rtol is 0.0, but must be a finite number above 0"),
+        ({"atol": float("nan")}, "atol is nan, but must be a finite number above 0"),
+        ({"rtol": float("inf")}, "rtol is inf, but must be a finite number above 0"),
+        ({"rtol": "small"}, "rtol is 'small', but must be a finite number above 0"),
+        ({"learning_rate": -1}, "learning_rate is -1, but must be a finite number above 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1, but must be a finite number of at least 0"),
+        ({"max_epochs": 0}, "max_epochs is 0, but must be a whole number of at least 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5, but must be a whole number of at least 1"),
+        ({"batch_size": True}, "batch_size is True, but must be a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1, but must be a whole number of at least 0"),
+        ({"width": 0}, "width is 0, but must be a whole number of at least 1"),
+        ({"shape": "round"}, "shape is 'round', but must be one of 'straight', 'bent'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Config(**{"device": "cpu", "norm": True, **settings})
+
+
+def test_zero_is_allowed_where_it_means_something():
+    assert Config("cpu", True, seed=0, weight_decay=0, scheduler_patience=0).weight_decay == 0.0
+
+
+def from_command_line(monkeypatch, arguments, function=lambda config: None):
+    configs = []
+    monkeypatch.setattr("sys.argv", ["toy.py", *arguments.split()])
+    command_line.run(Config, lambda config: configs.append(config) or function(config))
+    return configs[0]
+
+
+@pytest.mark.parametrize(("norm", "name"), [("True", "seminorm"), ("False", "default"), ("per-tensor", "per-tensor")])
+def test_the_command_line_sets_the_settings(monkeypatch, norm, name):
+    config = from_command_line(monkeypatch, f"--device cpu --norm {norm} --rtol 1e-2 --width 3 --no-save")
+    assert config == Config("cpu", name, 1e-2, width=3, save=False)
+
+
+def test_help_describes_every_setting(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        from_command_line(monkeypatch, "--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for words in ("Fits a line.", "--device", "Where to train", "Width of the model.", "(default: 0.001)", "--no-save"):
+        assert words in text
+
+
+def raiser(error):
+    def function(config):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "code", "sentence"),
+    [
+        ("--device banana --norm True", raiser(AssertionError), 2, "device is 'banana'"),
+        ("--device cpu --norm True", raiser(ValueError("bad data")), 2, "bad data"),
+        ("--device cpu --norm True", raiser(FileNotFoundError("no data")), 2, "no data"),
+        ("--device cpu --norm True", raiser(TrainingFailed("the loss is nan")), 1, "the loss is nan"),
+        ("--device cpu --norm True", raiser(KeyboardInterrupt), 130, "interrupted"),
+    ],
+)
+def test_the_command_line_explains_errors(monkeypatch, capsys, arguments, function, code, sentence):
+    with pytest.raises(SystemExit) as caught:
+        from_command_line(monkeypatch, arguments, function)
+    assert caught.value.code == code
+    assert sentence in capsys.readouterr().err
