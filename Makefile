@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: run test
+.PHONY: run test bench
 
 # DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample.
 run: $(INSTALLED)
@@ -17,6 +17,11 @@ test: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
+
+# How long a gradient step takes, beside torchdiffeq and diffrax; DATA as above.
+bench: $(INSTALLED)
+	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
+	.venv/bin/python -m benchmarks.gradient_step $(if $(DATA),--data-root "$(DATA)")
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("$(PYTHON) is older than Python 3.10: set PYTHON=")'

@@ -94,6 +94,12 @@ class SymplecticODENet(nn.Module):
         return solution.y.transpose(0, 1), solution.statistics
 
 
+def build(config: Config) -> SymplecticODENet:
+    """The model of these settings, with its initial weights."""
+    with randomness.seeded(config.seed, "weights"):
+        return SymplecticODENet(solve=config.solve)
+
+
 def run(config: Config) -> Results:
     """One run with these settings."""
     data = dataset.load(
@@ -103,9 +109,7 @@ def run(config: Config) -> Results:
         num_trajectories=config.num_trajectories,
         torque=config.torque,
     )
-    with randomness.seeded(config.seed, "weights"):
-        model = SymplecticODENet(solve=config.solve)
-    return train(config, experiment="acrobot", model=model, data=data, loss_function=functional.mse_loss)
+    return train(config, experiment="acrobot", model=build(config), data=data, loss_function=functional.mse_loss)
 
 
 def main(*args, **kwargs) -> Results:

@@ -126,6 +126,19 @@ class NeuralCDE(nn.Module):
         return self.readout(solution.y[-1]), solution.statistics
 
 
+def build(config: Config) -> NeuralCDE:
+    """The model of these settings, with its initial weights."""
+    with randomness.seeded(config.seed, "weights"):
+        return NeuralCDE(
+            1 + dataset.MFCC["n_mfcc"],
+            config.hidden_channels,
+            len(dataset.WORDS),
+            hidden_hidden_channels=config.hidden_hidden_channels,
+            num_hidden_layers=config.num_hidden_layers,
+            solve=config.solve,
+        )
+
+
 def run(config: Config) -> Results:
     """One run with these settings."""
     data = dataset.load(
@@ -135,19 +148,10 @@ def run(config: Config) -> Results:
         device=config.device,
         generator=randomness.stream(config.seed, "batch order"),
     )
-    with randomness.seeded(config.seed, "weights"):
-        model = NeuralCDE(
-            1 + dataset.MFCC["n_mfcc"],
-            config.hidden_channels,
-            len(dataset.WORDS),
-            hidden_hidden_channels=config.hidden_hidden_channels,
-            num_hidden_layers=config.num_hidden_layers,
-            solve=config.solve,
-        )
     return train(
         config,
         experiment="speech_commands",
-        model=model,
+        model=build(config),
         data=data,
         loss_function=functional.cross_entropy,
         num_correct=lambda logits, labels: (logits.argmax(dim=-1) == labels).sum(),

@@ -69,14 +69,15 @@ def symplectic_dynamics(y: Tensor, factor_rows: Tensor, potential_slopes: Tensor
 
 
 class _Kept:
-    """What one linearised point of a network keeps: what goes into each layer, and the cotangents of what comes out."""
+    """What one linearised point of a network keeps for its products."""
 
     def __init__(self, like: Tensor, num_rows: int, batch: int, widths: Sequence[int]):
         self.activations = [like.new_empty(num_rows, batch, width) for width in widths[1:-1]]
         self.sigmoids = [like.new_empty(batch, width) for width in widths[1:-1]]
         self.complements = [like.new_empty(batch, width) for width in widths[1:-1]]
         self.outputs = like.new_empty(num_rows, batch, widths[-1])
-        self.cotangents = [like.new_empty(num_rows, batch, width) for width in widths[1:]]
+        self.cotangents: list[Tensor] | None = None
+        """Of what each layer puts out: from the pullback to the product with the parameters."""
 
 
 class _Network:
@@ -93,7 +94,9 @@ class _Network:
         self.num_rows, self.batch = num_rows, batch
         self.ones = self.weights[0].new_ones(batch)
         self.one = self.weights[0].new_ones(())
-        self.scratch = self.weights[0].new_empty(batch, max(self.widths))
+        scratch = self.ones.new_empty(batch * max(self.widths))
+        self.scratches = [scratch[: batch * width].view(batch, width) for width in self.widths]
+        self.unused_cotangents: list[list[Tensor]] = []
         self.smallest = torch.finfo(self.ones.dtype).tiny
 
     def new_kept(self) -> _Kept:
@@ -102,14 +105,14 @@ class _Network:
     def evaluate(self, inputs: Tensor, kept: _Kept) -> Tensor:
         """The negated outputs, for negated inputs; all that products need stays in `kept`."""
         *hidden, last = zip(self.weights, self.biases, [*kept.activations, kept.outputs], strict=True)
-        for (weight, bias, activation), sigmoid, complement in zip(
-            hidden, kept.sigmoids, kept.complements, strict=True
+        for (weight, bias, activation), sigmoid, complement, scratch in zip(
+            hidden, kept.sigmoids, kept.complements, self.scratches[1:-1], strict=True
         ):
             torch.mm(inputs.flatten(0, 1), weight.T, out=activation.flatten(0, 1))
             value = activation[0].sub_(bias)
             torch.sigmoid(value, out=sigmoid)
             # Where sigmoid underflows, its logarithm is the value itself.
-            torch.minimum(torch.clamp_min(sigmoid, self.smallest, out=complement).log_(), value, out=value)
+            torch.minimum(torch.clamp_min(sigmoid, self.smallest, out=scratch).log_(), value, out=value)
             torch.sub(self.one, sigmoid, out=complement)
             activation[1:].mul_(complement)
             inputs = activation
@@ -120,6 +123,8 @@ class _Network:
 
     def pullback(self, cotangent: Tensor, kept: _Kept) -> Tensor:
         """The cotangent of the negated inputs, for that of the negated outputs."""
+        if kept.cotangents is None:
+            kept.cotangents = self._take_cotangents()
         below = kept.cotangents[-1].copy_(cotangent)
         for layer in reversed(range(1, len(self.weights))):
             above = kept.cotangents[layer - 1]
@@ -127,7 +132,7 @@ class _Network:
             activation, sigmoid = kept.activations[layer - 1], kept.sigmoids[layer - 1]
             if self.num_rows > 1:
                 # How the derivatives' factor 1 - sigmoid changes with the value.
-                bend = self.scratch[:, : sigmoid.shape[1]]
+                bend = self.scratches[layer]
                 torch.mul(above[1], activation[1], out=bend)
                 for row in range(2, self.num_rows):
                     bend.addcmul_(above[row], activation[row])
@@ -138,12 +143,23 @@ class _Network:
         return below.flatten(0, 1).mm(self.weights[0]).unflatten(0, (self.num_rows, self.batch))
 
     def add_parameter_product(self, inputs: Tensor, kept: _Kept, weight: float, gradients: Sequence[Tensor]) -> None:
-        """Add weight times the products with W and b of each layer to `gradients`, which alternate between the two."""
+        """Add weight times the products with W and b of each layer to `gradients`, which alternate between the two.
+
+        This ends the use of the cotangents.
+        """
         for layer_inputs, cotangent, by_weight, by_bias in zip(
             [inputs, *kept.activations], kept.cotangents, gradients[::2], gradients[1::2], strict=True
         ):
             torch.addmm(by_weight, cotangent.flatten(0, 1).T, layer_inputs.flatten(0, 1), alpha=weight, out=by_weight)
             torch.addmv(by_bias, cotangent[0].T, self.ones, alpha=-weight, out=by_bias)
+        self.unused_cotangents.append(kept.cotangents)
+        kept.cotangents = None
+
+    def _take_cotangents(self) -> list[Tensor]:
+        """Buffers for cotangents, if possible those used last: they are still in the cache."""
+        if self.unused_cotangents:
+            return self.unused_cotangents.pop()
+        return [self.ones.new_empty(self.num_rows, self.batch, width) for width in self.widths[1:]]
 
 
 class _Slot:

@@ -129,6 +129,9 @@ def test_warm_segments_end_at_the_output_times(times):
 
 def test_a_warm_start_carries_the_step_on_from_segment_to_segment():
     """Steps cut short by an output time do not make the next ones short."""
-    times = torch.linspace(0, 3, 31, dtype=F64)
-    ours = differentiate(Network(), random(3), times, rtol=1e-4, atol=1e-4, warm_start=True)
-    assert ours.statistics.backward.accept_times == pytest.approx(times.flip(0)[:-1].tolist())
+    options = dict(rtol=1e-4, atol=1e-4, warm_start=True)
+    few, more = (
+        differentiate(Network(), random(3), torch.tensor(times, dtype=F64), **options).statistics.backward
+        for times in ([0.0, 1.0, 2.0], [0.0, 1.0, 1.000001, 2.0])
+    )
+    assert more.num_accepted + more.num_rejected <= few.num_accepted + few.num_rejected + 1

@@ -49,11 +49,11 @@ def test_equals_torchdiffeq_differentiated_through(times, checkpoint_interval):
 
 
 @pytest.mark.parametrize("checkpoint_interval", INTERVALS)
-@pytest.mark.parametrize("jumps", [[1.0, 2.5], [0.75, 1.5]], ids=["between outputs", "at outputs"])
+@pytest.mark.parametrize("jumps", [[1.0, 2.5], [0.78, 2.3], [0.75, 1.5]], ids=["between", "just behind", "at outputs"])
 def test_equals_torchdiffeq_differentiated_through_with_jumps(jumps, checkpoint_interval):
     class Jumping(Network):
         def forward(self, t, y):
-            return super().forward(t, y) + sum((t > jump).to(y.dtype) for jump in jumps)
+            return super().forward(t, y) * (1 + sum((t > jump).to(y.dtype) for jump in jumps))
 
     ours = compare_with_torchdiffeq(
         Jumping(), random(4, 3), TIMES["increasing"], checkpoint_interval=checkpoint_interval, jump_t=jumps

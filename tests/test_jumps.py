@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from problems import F64, differentiate, distance, random, random_walks
+from problems import F64, Network, differentiate, distance, random, random_walks, steps
 from torch import nn
 from torch.nn import functional
 
@@ -63,6 +63,25 @@ def test_stock_torchdiffeq_loses_the_jumps_behind_one_that_a_step_ends_on():
     exact = Staircase().heights.sum()
     assert ours.y[-1].item() == pytest.approx(exact.item(), abs=1e-12)
     assert theirs.y[-1].item() != pytest.approx(exact.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.1, 3.0], [3.0, 1.1, 0.0]], ids=["increasing", "decreasing"])
+@pytest.mark.parametrize("adjoint", ["default", "seminorm"])
+def test_steps_and_gradients_with_jumps_equal_torchdiffeqs_where_that_loses_none(adjoint, times):
+    class Jumping(Network):
+        def forward(self, t, y):
+            return super().forward(t, y) * (1 + 0.5 * (t > 0.7).to(y.dtype) - (t > 2.2).to(y.dtype))
+
+    t, jumps = torch.tensor(times, dtype=F64, requires_grad=True), [0.7, 2.2]
+    theirs, ours = (
+        differentiate(Jumping(), random(2, 3), t, rtol=1e-5, atol=1e-6, adjoint=adjoint, jump_t=jumps, solver=solver)
+        for solver in ("torchdiffeq", "dopri5")
+    )
+    for our_times, their_times in zip(steps(ours.statistics), steps(theirs.statistics), strict=True):
+        assert our_times == pytest.approx(their_times, abs=1e-6)
+    assert set(jumps) < set(ours.statistics.forward.accept_times)
+    assert set(jumps) < set(ours.statistics.backward.accept_times)
+    assert distance(ours.gradient, theirs.gradient) < 1e-9
 
 
 @functools.cache

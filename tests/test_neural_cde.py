@@ -149,16 +149,37 @@ def train_step(func, batch, dtype=F64, **options):
     return flat, solution.statistics
 
 
-@pytest.mark.parametrize("adjoint", ["default", "seminorm", "per-tensor", "discrete"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(adjoint="default"),
+        dict(adjoint="seminorm"),
+        dict(adjoint="per-tensor"),
+        dict(adjoint="discrete"),
+        dict(adjoint="discrete", checkpoint_interval=3),
+        dict(adjoint="seminorm", warm_start=True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("chunk_entries", [ALL_AT_ONCE, SEVERAL_CHUNKS])
-def test_whole_gradients_equal_those_through_autograd(adjoint, chunk_entries, monkeypatch):
+def test_whole_gradients_equal_those_through_autograd(options, chunk_entries, monkeypatch):
     monkeypatch.setattr(neural_cde, "CHUNK_ENTRIES", chunk_entries)
     func = controlled_field(5, 2)
-    fused, fused_statistics = train_step(func, 5, adjoint=adjoint)
-    generic, generic_statistics = train_step(Plain(func), 5, adjoint=adjoint)
+    fused, fused_statistics = train_step(func, 5, **options)
+    generic, generic_statistics = train_step(Plain(func), 5, **options)
     assert fused_statistics.forward.nfe == generic_statistics.forward.nfe
     assert fused_statistics.backward.nfe == generic_statistics.backward.nfe
     assert distance(fused, generic) < 1e-9
+
+
+def test_a_guess_of_the_first_step_that_goes_beyond_a_knot_leaves_the_field_where_it_was():
+    func = controlled_field(2, 1)
+    with torch.no_grad():
+        for parameter in func.vector_field.last.parameters():
+            parameter.mul_(1e-4)  # so slow that the guess is tried some intervals ahead
+    fused, statistics = train_step(func, 2)
+    assert statistics.forward.evaluation_times[1] > 1
+    assert distance(fused, train_step(Plain(func), 2)[0]) < 1e-12
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])

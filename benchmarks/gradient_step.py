@@ -1,0 +1,208 @@
+"""How long one gradient step takes, in each way and with each peer, side by side: `make bench`.
+
+Every contestant does the same work, forward and backward, on the same batch and the same briefly trained weights. They
+take turns in each round, on one core, and process CPU time is compared within the round, so that a machine's moods
+touch all of them alike. The table gives medians over the rounds, and the range of each ratio.
+"""
+
+import os
+
+# Before torch and jax are imported: one core, one thread.
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+import functools
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+import acrobot
+import speech_commands
+from benchmarks import published_field, with_diffrax
+from common import provenance, randomness
+from common.adjoint import Solution, solve
+from datasets import acrobot as acrobot_data
+from datasets import speech_commands as speech_commands_data
+
+NUM_TRAINING_STEPS = 30
+
+
+@dataclass
+class Contestant:
+    """One way to take a gradient step; `step` returns what to print of its evaluations."""
+
+    name: str
+    step: Callable[[], str]
+
+
+class _Unfused(nn.Module):
+    """A module without its field written for the solver."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.module(t, y)
+
+
+def _solve_unfused(func: nn.Module, *arguments, **options) -> Solution:
+    return solve(_Unfused(func), *arguments, **options)
+
+
+def _solve_published(func: nn.Module, *arguments, **options) -> Solution:
+    return solve(published_field.PublishedField(func), *arguments, **options)
+
+
+def _step(model: nn.Module, batch: tuple[Tensor, ...], loss_function, solver) -> str:
+    model.solve = solver
+    model.zero_grad()
+    prediction, counted = model(batch[0])
+    loss_function(prediction, batch[-1]).backward()
+    return f"{counted.forward.nfe} + {counted.backward.nfe}"
+
+
+def _diffrax_step(step: Callable) -> str:
+    num_steps, _ = step()
+    return f"{num_steps} steps"
+
+
+def _train_briefly(model: nn.Module, batches, loss_function, **options) -> None:
+    model.solve = functools.partial(solve, adjoint="discrete", **options)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    num_steps = 0
+    while num_steps < NUM_TRAINING_STEPS:
+        for batch in batches:
+            loss_function(model(batch[0])[0], batch[-1]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            num_steps += 1
+            if num_steps == NUM_TRAINING_STEPS:
+                break
+
+
+def neural_cde(batch_size: int, data_root: str) -> list[Contestant]:
+    """The contestants on one batch of Speech Commands, the first being what the others are compared with."""
+    tolerances = dict(rtol=1e-3, atol=1e-6)
+    order = randomness.stream(0, "batch order")
+    data = speech_commands_data.load(
+        data_root=data_root, split="published", batch_size=batch_size, device="cpu", generator=order
+    )
+    with randomness.seeded(0, "weights"):
+        config = speech_commands.Config("cpu", "seminorm")
+        model = speech_commands.build(config)
+    _train_briefly(model, data.train, functional.cross_entropy, **tolerances)
+    batch = tuple(tensor[:batch_size].clone() for tensor in data.train.tensors)
+    step = functools.partial(_step, model, batch, functional.cross_entropy)
+    ways = {
+        "torchdiffeq, its default norm": (solve, dict(adjoint="per-tensor", solver="torchdiffeq")),
+        "torchdiffeq, seminorm": (solve, dict(adjoint="seminorm", solver="torchdiffeq")),
+        "ours, seminorm, autograd's field": (_solve_unfused, dict(adjoint="seminorm")),
+        "ours, seminorm": (solve, dict(adjoint="seminorm")),
+        "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, default": (solve, dict(adjoint="default")),
+        "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
+    }
+    contestants = _contestants(step, ways, tolerances)
+    for adjoint in with_diffrax.ADJOINTS:
+        gradient_step = with_diffrax.neural_cde_step(model, *batch, adjoint=adjoint, **tolerances)
+        contestants.append(Contestant(adjoint, functools.partial(_diffrax_step, gradient_step)))
+    return contestants
+
+
+def symplectic_ode_net(batch_size: int) -> list[Contestant]:
+    """The contestants on one batch of acrobot's windows, the first being what the others are compared with."""
+    tolerances = dict(rtol=1e-4, atol=1e-4)
+    data = acrobot_data.load(batch_size=batch_size, device="cpu", generator=randomness.stream(0, "batch order"))
+    with randomness.seeded(0, "weights"):
+        model = acrobot.build(acrobot.Config("cpu", "seminorm"))
+    _train_briefly(model, data.train, functional.mse_loss, **tolerances)
+    batch = next(iter(data.train))
+    step = functools.partial(_step, model, batch, functional.mse_loss)
+    ways = {
+        "torchdiffeq, its default norm, published field": (
+            _solve_published,
+            dict(adjoint="per-tensor", solver="torchdiffeq"),
+        ),
+        "torchdiffeq, seminorm, published field": (_solve_published, dict(adjoint="seminorm", solver="torchdiffeq")),
+        "torchdiffeq, seminorm, our field": (solve, dict(adjoint="seminorm", solver="torchdiffeq")),
+        "ours, seminorm, autograd's field": (_solve_unfused, dict(adjoint="seminorm")),
+        "ours, seminorm": (solve, dict(adjoint="seminorm")),
+        "ours, seminorm, warm start": (solve, dict(adjoint="seminorm", warm_start=True)),
+        "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, default": (solve, dict(adjoint="default")),
+        "ours, as-published": (solve, dict(adjoint="as-published")),
+    }
+    contestants = _contestants(step, ways, tolerances)
+    for adjoint in with_diffrax.ADJOINTS:
+        gradient_step = with_diffrax.symplectic_step(model, batch[0], acrobot_data.TIMES, adjoint=adjoint, **tolerances)
+        contestants.append(Contestant(adjoint, functools.partial(_diffrax_step, gradient_step)))
+    return contestants
+
+
+def _contestants(step: Callable, ways: dict, tolerances: dict) -> list[Contestant]:
+    return [
+        Contestant(name, functools.partial(step, functools.partial(function, **tolerances, **options)))
+        for name, (function, options) in ways.items()
+    ]
+
+
+def compare(contestants: list[Contestant], num_rounds: int) -> pandas.DataFrame:
+    """Seconds of each contestant, and how many times faster than the first it is: median, and range over the rounds."""
+    seconds = {contestant.name: [] for contestant in contestants}
+    evaluations = {}
+    for contestant in tqdm(contestants, desc="warming up", unit="contestant", disable=None):
+        evaluations[contestant.name] = contestant.step()
+    for _ in tqdm(range(num_rounds), unit="round", disable=None):
+        for contestant in contestants:
+            started = time.process_time()
+            contestant.step()
+            seconds[contestant.name].append(time.process_time() - started)
+    baseline = seconds[contestants[0].name]
+    rows = []
+    for name, taken in seconds.items():
+        ratios = [base / own for base, own in zip(baseline, taken, strict=True)]
+        rows.append(
+            {
+                "gradient step": name,
+                "NFE, forward + backward": evaluations[name],
+                "CPU seconds": f"{statistics.median(taken):.3f}",
+                "times faster than the first": f"{statistics.median(ratios):.2f}",
+                "range": f"{min(ratios):.2f} to {max(ratios):.2f}",
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+def main(data_root: str = "synthetic", rounds: int = 5, problems: tuple[str, ...] = ("32", "128", "acrobot")) -> None:
+    """Compares gradient steps, and prints a table in Markdown for each problem.
+
+    Args:
+        data_root: the Speech Commands recordings, or "synthetic".
+        rounds: how often every contestant takes its turn.
+        problems: batch sizes of the Neural CDE, and "acrobot" for the Symplectic ODE-Net.
+    """
+    torch.set_num_threads(1)
+    machine = provenance.describe(torch.device("cpu"))
+    versions = {name: machine["packages"][name] for name in ("torch", "torchdiffeq")}
+    print(f"{machine['device_name']}, one core; Python {platform.python_version()}, {versions}; {rounds} rounds")
+    for problem in problems:
+        if problem == "acrobot":
+            title, contestants = "Symplectic ODE-Net, batch 256", symplectic_ode_net(256)
+        else:
+            title, contestants = f"Neural CDE, batch {problem}", neural_cde(int(problem), data_root)
+        table = compare(contestants, rounds)
+        print(f"\n### {title}\n{table.to_markdown(index=False, colalign=('left', *['right'] * 4))}", flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
