@@ -30,9 +30,9 @@ def quick_runs(data_root: str | None) -> list[Run]:
 
     Speech Commands is read from `data_root`, or is the synthetic sample if there is none.
     """
-    acrobot = dict(num_trajectories=16, max_epochs=3)
+    acrobot = dict(num_trajectories=16, max_epochs=2)
     if data_root is None:
-        speech_commands = dict(data_root="synthetic", batch_size=32, max_epochs=10)
+        speech_commands = dict(data_root="synthetic", batch_size=32, max_epochs=8)
     else:
         speech_commands = dict(data_root=data_root, batch_size=64, max_epochs=3)
     return [

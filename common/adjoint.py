@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import torchdiffeq_reference
 from .field import AutogradField
-from .norms import Adjoint
+from .norms import Adjoint, norm_blocks
 from .passes import DifferentiableSolve, Plan
 from .solver import DEFAULT_MAX_NUM_STEPS
 from .statistics import SolveStatistics
@@ -60,14 +60,15 @@ def solve(
 
     Args:
         func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`; returns dy/dt of that shape.
-            If it has a method `fused_field(y0)`, that `Field` is evaluated in its place.
+            If it has a method `fused_field(y0)`, that `Field` is evaluated in its place where y0 and all parameters of
+            func are what is differentiated.
         y0: the initial state, of dtype float32 or float64: a tensor of any shape, or a tuple of tensors.
         t: the output times, of shape (times,): at least two, strictly increasing or decreasing. The first is y0's.
         rtol: relative tolerance.
         atol: absolute tolerance.
         adjoint: how to differentiate: a name of `Adjoint`, or False for `default` and True for `seminorm`.
         solver: `torchdiffeq` is the reference: stock torchdiffeq with the same norm. It forgets all later jumps once a
-            step happens to end on one.
+            step happens to end on one, and where it cannot go on it raises AssertionError.
         jump_t: times at which func is discontinuous in t. Every one between the first and the last time, or at the last
             one, is the end of a step in both directions.
         adjoint_rtol: relative tolerance of the backward solve; `rtol` if not given.
@@ -87,7 +88,7 @@ def solve(
     adjoint = Adjoint.parse(adjoint)
     times = _checked_times(t)
     _check_positive(rtol=rtol, atol=atol, adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, first_step=first_step)
-    _check_positive(checkpoint_interval=checkpoint_interval, max_num_steps=max_num_steps)
+    _check_counts(checkpoint_interval=checkpoint_interval, max_num_steps=max_num_steps)
     if adjoint is Adjoint.DISCRETE and t.requires_grad:
         raise ValueError("t requires a gradient, but 'discrete' takes its steps as given: use 'seminorm' or t.detach()")
     if adjoint_params is None and not isinstance(func, nn.Module):
@@ -105,6 +106,8 @@ def solve(
 
     statistics = SolveStatistics()
     jumps = torch.as_tensor(jump_t, dtype=torch.float64).tolist()
+    if not all(map(math.isfinite, jumps)):
+        raise ValueError(f"jump_t must be finite, not {jumps}")
     if solver == "torchdiffeq":
         if warm_start:
             raise ValueError("warm_start=True needs solver='dopri5'")
@@ -121,9 +124,9 @@ def solve(
             options=dict(first_step=first_step, max_num_steps=max_num_steps),
         )
     elif solver == "dopri5":
-        fused = getattr(func, "fused_field", None)
-        if fused is not None and adjoint_params is None and not t.requires_grad:
-            vector_field = fused(y0)
+        has_fused_field = adjoint_params is None and hasattr(func, "fused_field")
+        if has_fused_field and not t.requires_grad and all(parameter.requires_grad for parameter in func.parameters()):
+            vector_field = func.fused_field(y0)
         else:
             parameters = _parameters(func, adjoint_params)
             vector_field = AutogradField(func, parameters, y0.shape, time_gradient=t.requires_grad)
@@ -145,6 +148,13 @@ def solve(
         )
         inputs = (y0, t, *vector_field.parameters)
         plan.is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if plan.is_differentiated and adjoint is not Adjoint.DISCRETE:
+            plan.backward_blocks = norm_blocks(
+                adjoint,
+                state_sizes=plan.state_sizes,
+                parameter_sizes=vector_field.parameter_sizes,
+                solution_size=len(times) * y0.numel(),
+            )
         solution = DifferentiableSolve.apply(plan, *inputs)
     else:
         raise ValueError(f"unknown solver {solver!r}: use 'dopri5' or 'torchdiffeq'")
@@ -193,6 +203,12 @@ def _checked_times(t: Tensor) -> list[float]:
     if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)) or not math.isfinite(sum(times)):
         raise ValueError(f"t must be finite and strictly increasing or decreasing, not {times}")
     return times
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
 
 
 def _check_positive(**values: float | None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
 from .field import Field
-from .norms import Adjoint, consecutive_blocks, norm_blocks
+from .norms import Adjoint, Block, consecutive_blocks
 from .solver import Solver
 from .statistics import SolveStatistics
 
@@ -33,6 +33,8 @@ class Plan:
     max_num_steps: int
     statistics: SolveStatistics
     is_differentiated: bool = False
+    backward_blocks: list[Block] | None = None
+    """The norm of the backward solve, if there is one."""
     last_step: float | None = None
     record: list[StepRecord] = field(default_factory=list)
 
@@ -168,12 +170,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     system = _AdjointSystem(vector_field, shape, carries_integrals=not by_quadrature)
     solver = Solver(
         system,
-        norm_blocks(
-            plan.adjoint,
-            state_sizes=plan.state_sizes,
-            parameter_sizes=vector_field.parameter_sizes,
-            solution_size=solution.numel(),
-        ),
+        plan.backward_blocks,
         rtol=plan.adjoint_rtol,
         atol=plan.adjoint_atol,
         jumps=plan.jumps,
