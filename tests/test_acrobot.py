@@ -1,0 +1,180 @@
+import functools
+
+import pytest
+import torch
+import torchdiffeq
+from problems import F64, distance, random
+from torch import nn
+
+import acrobot
+from benchmarks.published_field import PublishedField
+from common.adjoint import solve
+from common.field import AutogradField
+from common.norms import Adjoint, block_norm, norm_blocks
+from datasets.acrobot import TIMES
+
+NUM_PARAMETERS = 509_108
+
+
+@pytest.fixture(scope="module")
+def vector_field():
+    torch.manual_seed(0)
+    return acrobot.SymplecticVectorField().double()
+
+
+def states(batch, dtype=F64):
+    angles = 3 * random(batch, 2, seed=1)
+    return torch.cat([angles.cos(), angles.sin(), random(batch, 4, seed=2)], dim=-1).to(dtype)
+
+
+def windows(batch, dtype=F64):
+    """Targets that stand still: of the right shape, and at some distance from what the model predicts."""
+    return states(batch, dtype).unsqueeze(1).repeat(1, 8, 1)
+
+
+def fused_and_generic(vector_field, y):
+    generic = AutogradField(vector_field, tuple(vector_field.parameters()), y.shape, time_gradient=False)
+    return vector_field.fused_field(y), generic
+
+
+def test_parameter_count():
+    assert sum(parameter.numel() for parameter in acrobot.SymplecticODENet(solve=None).parameters()) == NUM_PARAMETERS
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (F64, 1e-10)])
+def test_the_field_is_the_published_formula(vector_field, batch, dtype, tolerance):
+    network = acrobot.SymplecticVectorField().to(dtype)
+    network.load_state_dict(vector_field.state_dict())
+    y = states(batch, dtype)
+    expected = PublishedField(network)(None, y).detach()
+    fused = torch.empty_like(y)
+    network.fused_field(y).evaluate(0.0, y, fused)
+    torch.testing.assert_close(network(None, y).detach(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(fused, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_products_by_hand_equal_those_of_autograd(vector_field, batch):
+    y, cotangent = states(batch), random(batch, 8, seed=3)
+    outcomes = []
+    for field in fused_and_generic(vector_field, y):
+        derivative, product = torch.empty_like(y), torch.empty_like(y)
+        gradient = torch.ones(NUM_PARAMETERS, dtype=F64)
+        for slot in (6, 2):
+            field.linearise(slot, 0.0, y, derivative)
+            field.pullback(slot, cotangent, product)
+        field.reuse_last_slot()
+        for slot, weight in ((0, 0.3), (2, -2.0)):
+            field.add_parameter_product(slot, weight, gradient)
+        outcomes.append((derivative, product, gradient, torch.cat([g.reshape(-1) for g in field.unflatten(gradient)])))
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert distance(ours, theirs) < 1e-12
+
+
+def test_activations_at_which_sigmoid_underflows(vector_field):
+    network = acrobot.SymplecticVectorField()
+    network.load_state_dict(vector_field.state_dict())
+    with torch.no_grad():
+        network.potential.layers[0].bias.fill_(200.0)
+        network.potential.layers[1].weight.mul_(0.01)
+    y = states(3, torch.float32)
+    outs = [torch.empty_like(y), torch.empty_like(y)]
+    for field, out in zip(fused_and_generic(network, y), outs, strict=True):
+        field.evaluate(0.0, y, out)
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+
+
+def test_torques_are_constant_and_angles_stay_on_the_circle(vector_field):
+    y = states(4)
+    derivative = vector_field(None, y)
+    assert torch.equal(derivative[:, 6:], torch.zeros(4, 2, dtype=F64))
+    radial = (y[:, :4] * derivative[:, :4]).view(4, 2, 2).sum(dim=1)
+    assert radial.abs().max() < 1e-14
+
+
+def test_without_torque_the_learnt_energy_is_conserved(vector_field):
+    def energy(y):
+        l11, l22, l21 = vector_field.factor(y[None, :, :4])[0].unbind(-1)
+        zero = torch.zeros_like(l11)
+        factor = torch.stack([l11, zero, l21, l22], dim=-1).unflatten(-1, (2, 2))
+        inverse_mass = factor @ factor.mT + 0.1 * torch.eye(2, dtype=F64)
+        velocities = y[:, 4:6, None]
+        kinetic = (velocities.mT @ torch.linalg.solve(inverse_mass, velocities)).flatten() / 2
+        return kinetic + vector_field.potential(y[None, :, :4])[0, :, 0]
+
+    y = torch.cat([states(5)[:, :6], torch.zeros(5, 2, dtype=F64)], dim=-1).requires_grad_()
+    (slope,) = torch.autograd.grad(energy(y).sum(), y)
+    assert ((slope * vector_field(None, y)).sum(dim=-1)).abs().max() < 1e-12
+
+
+def gradient(model, window, **options):
+    model.zero_grad()
+    model.solve = functools.partial(solve, rtol=1e-4, atol=1e-4, **options)
+    prediction, statistics = model(window)
+    nn.functional.mse_loss(prediction, window).backward()
+    return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()]), statistics
+
+
+@pytest.fixture(scope="module")
+def model(vector_field):
+    network = acrobot.SymplecticODENet(solve=None).double()
+    network.vector_field.load_state_dict(vector_field.state_dict())
+    return network
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "default", "per-tensor", "as-published"])
+def test_the_whole_gradient_and_all_counts_equal_torchdiffeqs(model, adjoint):
+    window = windows(3)
+    theirs, their_statistics = gradient(model, window, adjoint=adjoint, solver="torchdiffeq")
+    ours, our_statistics = gradient(model, window, adjoint=adjoint)
+    assert distance(ours, theirs) < 1e-9
+    assert our_statistics.forward.nfe == their_statistics.forward.nfe
+    assert our_statistics.backward.nfe == their_statistics.backward.nfe
+
+
+def test_warm_starts_halve_the_backward_solve(model):
+    window = windows(3)
+    cold, cold_statistics = gradient(model, window, adjoint="seminorm")
+    warm, warm_statistics = gradient(model, window, adjoint="seminorm", warm_start=True)
+    assert warm_statistics.backward.nfe <= 50 < cold_statistics.backward.nfe
+    assert distance(warm, cold) < 1e-3
+
+
+def test_the_published_norm_takes_the_window_for_the_state(model, monkeypatch):
+    """Seen through the model: two blocks of the size of a window, of which only a quarter of the first is the state."""
+    batch, received = 3, []
+    original = torchdiffeq.odeint_adjoint
+
+    def spied(*arguments, adjoint_options, **keywords):
+        norm = adjoint_options["norm"]
+
+        def spy(adjoint_state):
+            received.append((tuple(tensor.clone() for tensor in adjoint_state), norm(adjoint_state)))
+            return received[-1][1]
+
+        return original(*arguments, adjoint_options=adjoint_options | dict(norm=spy), **keywords)
+
+    monkeypatch.setattr(torchdiffeq, "odeint_adjoint", spied)
+    gradient(model, windows(batch), adjoint="as-published", solver="torchdiffeq")
+    (time, z, adjoint, *parameters), value = received[-1]
+    size = batch * 8
+    assert (time.numel(), z.numel(), adjoint.numel()) == (1, size, size)
+    assert sum(parameter.numel() for parameter in parameters) == NUM_PARAMETERS
+    flat = torch.cat([tensor.reshape(-1) for tensor in (time, z, adjoint, *parameters)])
+    first, second = flat[1 : 1 + 8 * size], flat[1 + 8 * size : 1 + 16 * size]
+    assert value.item() == pytest.approx(max(first.square().mean().sqrt(), second.square().mean().sqrt()).item())
+    # The true seminorm does not see the parameters at all.
+    blocks = norm_blocks(Adjoint.SEMINORM, state_sizes=[size], parameter_sizes=[NUM_PARAMETERS], solution_size=8 * size)
+    perturbed = flat[1:].clone()
+    perturbed[2 * size :] += 1e6
+    assert torch.equal(block_norm(perturbed, blocks), block_norm(flat[1:], blocks))
+
+
+def test_prediction_starts_at_the_first_point(model):
+    model.solve = functools.partial(solve, rtol=1e-4, atol=1e-4)
+    window = windows(2)
+    prediction, statistics = model(window)
+    assert prediction.shape == (2, len(TIMES), 8)
+    assert torch.equal(prediction[:, 0], window[:, 0])
+    assert statistics.forward.nfe > 0

@@ -1,0 +1,210 @@
+"""Both experiments through their own doors: `main`, the command line, the table."""
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import acrobot
+import speech_commands
+import tables
+from common import adjoint, command_line
+from common.errors import SolverError, TrainingFailed
+from common.results import load
+from datasets import synthetic
+
+PUBLISHED_NAMES = [
+    "memory_usage", "baseline_memory", "start_time", "timespan", "model", "parameters", "history",
+    "train_dataloader", "val_dataloader", "test_dataloader", "train_metrics", "val_metrics", "test_metrics",
+]  # fmt: skip
+RECORDINGS = Path(os.environ.get("SPEECH_COMMANDS_DATA", "../shared/data"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of its own, so that nothing of the user's is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMINORM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sounds")
+    synthetic.write(root, clips_per_word=7)
+    return root
+
+
+@pytest.fixture
+def small_speech(tmp_path, sounds):
+    return dict(
+        data_root=sounds,
+        batch_size=25,
+        max_epochs=1,
+        hidden_channels=6,
+        hidden_hidden_channels=5,
+        num_hidden_layers=1,
+        results_dir=tmp_path / "results",
+    )
+
+
+@pytest.fixture
+def small_acrobot(tmp_path, monkeypatch):
+    network = acrobot.SoftplusNetwork
+    monkeypatch.setattr(
+        acrobot, "SoftplusNetwork", lambda *widths: network(widths[0], *[9] * (len(widths) - 2), widths[-1])
+    )
+    return dict(num_trajectories=7, batch_size=900, max_epochs=1, results_dir=tmp_path / "results")
+
+
+def saved(settings):
+    return sorted(Path(settings["results_dir"]).glob("*/*/*.json"))
+
+
+def test_acrobot_needs_nothing_of_speech_commands():
+    program = "import sys, acrobot; print([n for n in ('torchaudio', 'soundfile', 'torchcde') if n in sys.modules])"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "defaults"),
+    [
+        (
+            speech_commands,
+            dict(rtol=1e-3, atol=1e-6, seed=0, max_epochs=200, batch_size=1024, hidden_channels=90,
+                 hidden_hidden_channels=40, num_hidden_layers=4, data_root=None, split="published", save=True,
+                 results_dir="results"),
+        ),
+        (
+            acrobot,
+            dict(rtol=1e-4, atol=1e-4, seed=0, max_epochs=50, batch_size=256, num_trajectories=128, save=True,
+                 results_dir="results"),
+        ),
+    ],
+)  # fmt: skip
+def test_signatures(experiment, defaults):
+    parameters = inspect.signature(experiment.main).parameters
+    positional = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    assert positional == ["device", "norm", "rtol", "atol"]
+    assert {name: parameters[name].default for name in defaults} == defaults
+    with pytest.raises(TypeError, match="hidden_chanels"):
+        experiment.main("cpu", True, hidden_chanels=3)
+
+
+def test_speech_commands_end_to_end(small_speech):
+    results = speech_commands.main("cpu", True, 1e-2, 1e-3, **small_speech)
+    assert list(results.keys())[: len(PUBLISHED_NAMES)] == PUBLISHED_NAMES
+    assert 0 <= results.test_metrics.accuracy <= 1
+    assert results.config["norm"] == "seminorm"
+    assert results.epochs[0].backward_nfe > 2 * 160
+    (path,) = saved(small_speech)
+    assert load(path).test_metrics == results.test_metrics
+
+
+def test_acrobot_end_to_end(small_acrobot):
+    results = acrobot.main(torch.device("cpu"), False, **small_acrobot)
+    assert list(results.keys())[: len(PUBLISHED_NAMES)] == PUBLISHED_NAMES
+    assert results["test_metrics"]["loss"] == results.test_metrics.loss
+    assert not hasattr(results.test_metrics, "accuracy")
+    assert results.config["norm"] == "default"
+    # Seven times between eight points, and for each a start of two evaluations and a step of six at least.
+    assert results.epochs[0].backward_nfe >= 7 * 8
+    (path,) = saved(small_acrobot)
+    assert load(path).history == results.history
+
+
+def test_the_same_seed_trains_to_the_same_bits_and_another_does_not(small_speech):
+    settings = small_speech | dict(save=False, max_epochs=2)
+
+    def losses(seed):
+        return [epoch.loss for epoch in speech_commands.main("cpu", True, 1e-2, 1e-3, seed=seed, **settings).epochs]
+
+    assert losses(0) == losses(0) != losses(1)
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "torchdiffeq"])
+def test_full_makes_the_papers_repeats(monkeypatch, solver):
+    configs = []
+    for experiment in (acrobot, speech_commands):
+        monkeypatch.setattr(experiment, "run", configs.append)
+        experiment.full("cpu", True, solver=solver)
+    assert [(config.rtol, config.seed) for config in configs] == [
+        *((1e-4, seed) for seed in range(5)),
+        *((rtol, seed) for rtol in (1e-3, 1e-4, 1e-5) for seed in range(5)),
+    ]
+    assert {(config.norm, config.solver) for config in configs} == {("seminorm", solver)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(device="toaster"), dict(norm="seminrom"), dict(rtol=0.0), dict(atol=float("nan")), dict(rtol=-1.0),
+        dict(batch_size=0), dict(max_epochs=0), dict(seed=-1), dict(solver="euler"),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("experiment", [acrobot, speech_commands])
+def test_bad_settings_are_refused_by_name(experiment, settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match="norm" if name == "norm" else name) as caught:
+        experiment.main(**dict(device="cpu", norm=True) | settings)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--norm", "seminrom"],
+        ["--norm", "True", "--data-root", "/nowhere/at/all"],
+        ["--norm", "True", "--data-root", "."],
+        ["--norm", "True", "--num-hidden-layers", "0"],
+    ],
+)
+def test_on_the_command_line_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["speech_commands.py", "--device", "cpu", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        command_line.run(speech_commands.Config, speech_commands.run)
+    assert caught.value.code == 2
+    output = "".join(capsys.readouterr())
+    assert "Traceback" not in output
+    assert any(word in output for word in ("norm", "data_root", "num_hidden_layers"))
+
+
+def test_a_failed_solve_is_explained_and_what_was_learnt_is_saved(small_acrobot, monkeypatch):
+    def fail(*arguments, **options):
+        raise SolverError("the step became too small at t = 0.1")
+
+    monkeypatch.setattr(adjoint, "solve", fail)
+    with pytest.raises(TrainingFailed, match=r"epoch 1.*, batch 1 of 1, at rtol 0.0001 and atol 0.0001: the step"):
+        acrobot.main("cpu", True, **small_acrobot)
+    (path,) = saved(small_acrobot)
+    assert load(path).status == "failed"
+
+
+def test_the_table_says_what_a_norm_saves(small_acrobot):
+    result = tables.Run("acrobot", "default", small_acrobot | dict(save=False)).execute("cpu")
+    epoch = result.epochs[0]
+    other = replace(
+        result,
+        config=result.config | dict(norm="as-published"),
+        epochs=[replace(epoch, backward_nfe=epoch.backward_nfe // 2)],
+    )
+    rows = tables.tabulate([result, other]).splitlines()
+    assert [cell.strip() for cell in rows[2].split("|")][1:3] == ["acrobot", "default"]
+    assert "0%" in rows[2]
+    assert "50%" in rows[3]
+
+
+@pytest.mark.skipif(not (RECORDINGS / "speech_commands_v0.02").is_dir(), reason="no recordings here")
+def test_real_recordings(small_speech, caplog):
+    settings = small_speech | dict(data_root=RECORDINGS, batch_size=700, save=False)
+    results = speech_commands.main("cpu", "seminorm", 1e-2, 1e-3, **settings)
+    assert results.train_metrics.dataset_size > 1000
+    assert "of the 34,975 clips" in caplog.text
