@@ -23,8 +23,6 @@ class Field(Protocol):
 
     parameter_sizes: tuple[int, ...]
     """Number of entries of each parameter with a gradient, in the order in which they lie in a flat gradient."""
-    capturable: bool
-    """Whether all work is the same sequence of kernels on the same buffers whatever `t` is, as a CUDA graph needs."""
 
     def enter(self, t0: float, t1: float) -> None:
         """What is evaluated from now on lies between `t0` and `t1`, on the inner sides of jumps at either of them."""
@@ -57,8 +55,6 @@ class AutogradField:
         shape: shape of the state.
         time_gradient: whether the gradient is to have one more entry at its end, the product with df/dt.
     """
-
-    capturable = False
 
     def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
         self.func = func

@@ -41,7 +41,6 @@ class System(Protocol):
 
     size: int
     num_coupled: int
-    capturable: bool
 
     def enter(self, t0: float, t1: float) -> None:
         """See `Field.enter`."""

@@ -57,8 +57,6 @@ class NeuralCDEField:
         slopes: dX/dt between the knots, (knots - 1, batch, path channels).
     """
 
-    capturable = True
-
     def __init__(
         self, hidden_layers: Sequence[nn.Linear], last_layer: nn.Linear, knots: Sequence[float], slopes: Tensor
     ):

@@ -178,8 +178,6 @@ class SymplecticField:
         like: a state (batch, 8).
     """
 
-    capturable = True
-
     def __init__(
         self,
         factor: Sequence[nn.Linear],
