@@ -60,7 +60,7 @@ def tabulate(results: list[Results]) -> str:
     table = pandas.DataFrame(rows)
     baselines = table[table["norm"] == "default"].set_index("experiment")["backward NFE"]
     table.insert(5, "saving", 1 - table["backward NFE"] / table["experiment"].map(baselines))
-    table["saving"] = table["saving"].map("{:.0%}".format)
+    table["saving"] = table["saving"].map(lambda saving: "" if pandas.isna(saving) else f"{saving:.0%}")
     table["seconds"] = table["seconds"].map("{:.0f}".format)
     for column in ("forward NFE", "backward NFE"):
         table[column] = table[column].map("{:,}".format)
@@ -82,9 +82,12 @@ def main() -> None:
         try:
             results.append(run.execute(arguments.device))
         except (ValueError, FileNotFoundError) as error:
-            sys.exit(f"{error}")
+            print(error, file=sys.stderr)
+            sys.exit(2)
         except TrainingFailed as error:
             print(f"Failed: {error}", file=sys.stderr)
+    if not results:
+        sys.exit("Every run failed, so there is no table.")
     print(f"\nNFE and seconds are those of the training steps, all epochs together.\n\n{tabulate(results)}")
 
 

@@ -6,22 +6,24 @@ from collections.abc import Callable
 import tyro
 
 from .config import TrainingConfig
-from .errors import TrainingFailed
+from .errors import Interrupted, TrainingFailed
 
 
 def run(config_class: type[TrainingConfig], function: Callable[[TrainingConfig], object]) -> None:
     """Calls `function` with the settings given on the command line.
 
-    Exits with 2 for settings or data that cannot be used, 1 for a training that failed, and 130 for one that the user
-    interrupted.
+    Exits with 2 for settings, data or files that cannot be used, 1 for a training that failed, 130 for one that the
+    user interrupted, and 143 after SIGTERM.
     """
     config = tyro.cli(config_class)
     try:
         function(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         _exit(2, str(error))
     except TrainingFailed as error:
         _exit(1, str(error))
+    except Interrupted as error:
+        _exit(128 + error.signal, str(error))
     except KeyboardInterrupt:
         _exit(130, "interrupted")
 

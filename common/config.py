@@ -63,12 +63,16 @@ class TrainingConfig:
     """Write a results file."""
     results_dir: str | os.PathLike = field(default="results", metadata={"condition": False})
     """Folder of the results files."""
+    resume: bool = field(default=False, metadata={"condition": False})
+    """Go on with the unfinished run of these settings and this seed, if there is one."""
 
     def __post_init__(self):
         values = {setting.name: _checked(setting, getattr(self, setting.name)) for setting in fields(self)}
         values.update(device=_checked_device(self.device), norm=Adjoint.parse(self.norm).value)
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if self.resume and not self.save:
+            raise ValueError("resume is True, but a run that is not saved leaves no checkpoint: leave save True")
 
     @property
     def solve(self) -> Callable[..., Solution]:

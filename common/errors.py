@@ -7,3 +7,11 @@ class SolverError(RuntimeError):
 
 class TrainingFailed(RuntimeError):
     """A training stopped before its end. Its `results` attribute holds what had been learnt and measured by then."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a training between two batches; `signal` is its number."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -133,6 +133,15 @@ def epoch_of(values: Mapping[str, Any]) -> Epoch:
     return (ClassifierEpoch if "accuracy" in values else Epoch)(**values)
 
 
+def history_entry_of(values: Mapping[str, Any]) -> HistoryEntry:
+    """The history entry with these values, its metrics given as mappings."""
+    return HistoryEntry(
+        epoch=values["epoch"],
+        train_metrics=metrics_of(values["train_metrics"]),
+        val_metrics=metrics_of(values["val_metrics"]),
+    )
+
+
 def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
     """Makes the folder for the runs of one condition of an experiment; what is unfit for a file name becomes '-'.
 
@@ -185,14 +194,7 @@ def load(path: str | os.PathLike) -> Results:
             raise ValueError(f"its schema is not {SCHEMA}")
         results = Results(**stored)
         results.epochs = [epoch_of(epoch) for epoch in results.epochs]
-        results.history = [
-            HistoryEntry(
-                epoch=entry["epoch"],
-                train_metrics=metrics_of(entry["train_metrics"]),
-                val_metrics=metrics_of(entry["val_metrics"]),
-            )
-            for entry in results.history
-        ]
+        results.history = [history_entry_of(entry) for entry in results.history]
         for name in ("train_metrics", "val_metrics", "test_metrics"):
             if results[name] is not None:
                 setattr(results, name, metrics_of(results[name]))

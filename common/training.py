@@ -1,11 +1,14 @@
 """The training loop that both experiments share: they give it a model, its loss and the data, and get the results."""
 
+import contextlib
 import copy
+import itertools
 import math
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +17,27 @@ from tqdm.auto import tqdm
 from datasets.batches import Batches, DataSplit
 
 from . import provenance
+from .checkpoint import Checkpoint, DelayedSignals
 from .config import TrainingConfig
 from .errors import SolverError, TrainingFailed
-from .results import ClassifierEpoch, Epoch, HistoryEntry, Metrics, Results, epoch_of, make_directory, metrics_of, save
+from .measuring import Pass
+from .results import (
+    ClassifierEpoch,
+    Epoch,
+    HistoryEntry,
+    Metrics,
+    Results,
+    epoch_of,
+    history_entry_of,
+    make_directory,
+    save,
+)
 from .statistics import SolveStatistics
 
-MAX_TIMES = 256
-"""How many times of each kind the metrics of a pass keep at most."""
+CHECKPOINT_SECONDS = 300.0
+"""How long an epoch trains on at most before it writes a checkpoint; each epoch writes one at its end too."""
+FREE_TO_DIFFER = ("device", "save", "results_dir", "resume")
+"""The settings that may be others when a run is resumed."""
 IMPROVEMENT = 1.0001
 """The factor by which the train loss must fall to end a plateau."""
 
@@ -47,9 +64,11 @@ def train(
         num_correct: how many samples of a prediction are right, given its target. Without it there is no accuracy.
 
     Raises:
-        ValueError: if there is no place to save the results; before training begins.
+        ValueError: before training begins, if there is no place to save the results, if another process trains the
+            same run, or if the checkpoint to resume from is damaged or another run's.
         TrainingFailed: if a loss is not finite, a solve fails, or the device's memory is too small. The results until
             then are saved all the same (as they are when the user interrupts) and are the error's `results`.
+        Interrupted: a KeyboardInterrupt, after SIGINT or SIGTERM: when the batch is done and the checkpoint written.
     """
     directory = make_directory(config.results_dir, experiment, config.condition) if config.save else None
     device = torch.device(config.device)
@@ -68,69 +87,154 @@ def train(
         config=asdict(config),
         provenance={**provenance.describe(device), "split": data.digest},
     )
-    trainer = _Trainer(config, results, loss_function, num_correct)
-    try:
-        trainer.learn()
-        trainer.measure_all()
-        results.status = "completed"
-    except TrainingFailed as error:
-        results.status, results.failure, error.results = "failed", str(error), results
-        raise
-    except KeyboardInterrupt:
-        results.status = "interrupted"
-        raise
-    finally:
-        results.timespan = time.time() - results.start_time
-        if on_gpu:
-            results.memory_usage = torch.cuda.max_memory_allocated(device) - results.baseline_memory
-        if config.save and results.status != "running":
-            print(f"Saved {save(results, directory)}")
+    with contextlib.ExitStack() as stack:
+        checkpoint = None
+        if config.save:
+            settings = {name: value for name, value in results.config.items() if name not in FREE_TO_DIFFER}
+            identity = {"experiment": experiment, "split": data.digest, **settings}
+            checkpoint = Checkpoint(directory / f"seed-{config.seed}.checkpoint", identity)
+            stack.enter_context(checkpoint)
+        signals = stack.enter_context(DelayedSignals())
+        trainer = _Trainer(config, results, loss_function, num_correct, checkpoint, signals)
+        if config.resume and (stored := checkpoint.read()) is not None:
+            trainer.state.load_state_dict(stored)
+        elif config.save and checkpoint.path.exists():
+            print(f"Starts anew; the first epoch will replace {checkpoint.path}, which resumes.", file=sys.stderr)
+        try:
+            trainer.learn()
+            trainer.measure_all()
+            results.status = "completed"
+        except TrainingFailed as error:
+            results.status, results.failure, error.results = "failed", str(error), results
+            raise
+        except KeyboardInterrupt:
+            results.status = "interrupted"
+            raise
+        finally:
+            results.timespan = time.time() - results.start_time
+            if on_gpu:
+                results.memory_usage = torch.cuda.max_memory_allocated(device) - results.baseline_memory
+            if config.save and results.status != "running":
+                print(f"Saved {save(results, directory)}")
+        if checkpoint is not None:
+            checkpoint.delete()
+        signals.check("interrupted when the run was complete and saved")
     return results
+
+
+@dataclass
+class _State:
+    """All that the rest of a training depends on: what a checkpoint holds, between any two of its batches."""
+
+    results: Results
+    optimiser: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
+    epoch: int = 1
+    training: Pass = field(default_factory=Pass)
+    order: Tensor | None = None
+    """The state of the generator that shuffles the batches, at the epoch's start."""
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] | None = None
+    plateau_loss: float = math.inf
+    plateau_start: int = 0
+
+    PLAIN = ("epoch", "order", "best_loss", "best_state", "plateau_loss", "plateau_start")
+
+    def state_dict(self) -> dict[str, Any]:
+        on_gpu = torch.cuda.is_initialized()
+        return {
+            "plain": {name: getattr(self, name) for name in self.PLAIN},
+            "training": asdict(self.training),
+            "epochs": [asdict(epoch) for epoch in self.results.epochs],
+            "history": [asdict(entry) for entry in self.results.history],
+            "start_time": self.results.start_time,
+            "model": self.results.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all() if on_gpu else [],
+        }
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        for name, value in stored["plain"].items():
+            setattr(self, name, value)
+        self.training = Pass(**stored["training"])
+        self.results.epochs = [epoch_of(epoch) for epoch in stored["epochs"]]
+        self.results.history = [history_entry_of(entry) for entry in stored["history"]]
+        self.results.start_time = stored["start_time"]
+        self.results.model.load_state_dict(stored["model"])
+        self.optimiser.load_state_dict(stored["optimiser"])
+        self.scheduler.load_state_dict(stored["scheduler"])
+        torch.set_rng_state(stored["random"])
+        for index, random in enumerate(stored["random_gpu"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(random, index)
+        if self.order is not None:
+            self.results.train_dataloader.generator.set_state(self.order)
 
 
 class _Trainer:
     """Fills the results of one run."""
 
-    def __init__(self, config: TrainingConfig, results: Results, loss_function: Callable, num_correct: Callable | None):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        results: Results,
+        loss_function: Callable,
+        num_correct: Callable | None,
+        checkpoint: Checkpoint | None,
+        signals: DelayedSignals,
+    ):
         self.config = config
         self.results = results
         self.model = results.model
         self.loss_function = loss_function
         self.num_correct = num_correct
-        self.epoch = 0
-
-    def learn(self) -> None:
-        """Trains until the last epoch or the end of patience; leaves the model in the best state that was measured."""
-        config, results = self.config, self.results
+        self.checkpoint = checkpoint
+        self.signals = signals
         optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, patience=config.scheduler_patience)
-        best_loss, best_state = math.inf, None
-        plateau_loss, plateau_start = math.inf, 0
-        batches = results.train_dataloader
+        self.state = _State(results, optimiser, scheduler)
+        self.saved_at = time.perf_counter()
+
+    def learn(self) -> None:
+        """Trains until the last epoch or the end of patience; leaves the model in the best state that was measured."""
+        state, num_batches = self.state, len(self.results.train_dataloader)
+        done = (state.epoch - 1) * num_batches + state.training.num_batches
+        total = self.config.max_epochs * num_batches
         try:
-            with tqdm(total=config.max_epochs * len(batches), unit="batch", disable=None) as bar:
-                for self.epoch in range(1, config.max_epochs + 1):
-                    learning_rate = optimiser.param_groups[0]["lr"]
-                    metrics = self._pass("training", batches, backward=True, optimiser=optimiser, bar=bar)
-                    results.epochs.append(_epoch(metrics, self.epoch, learning_rate))
-                    if self.epoch % config.metric_interval and self.epoch < config.max_epochs:
-                        continue
-                    if config.published_metrics:
-                        metrics = self._measure("train")
-                    entry = HistoryEntry(epoch=self.epoch, train_metrics=metrics, val_metrics=self._measure("val"))
-                    results.history.append(entry)
-                    scheduler.step(metrics.loss)
-                    if metrics.loss < best_loss:
-                        best_loss, best_state = metrics.loss, copy.deepcopy(self.model.state_dict())
-                    if metrics.loss * IMPROVEMENT < plateau_loss:
-                        plateau_loss, plateau_start = metrics.loss, self.epoch
-                    elif self.epoch - plateau_start > config.plateau_epochs:
+            with tqdm(total=total, initial=done, unit="batch", disable=None) as bar:
+                while state.epoch <= self.config.max_epochs:
+                    self._learn_epoch(bar)
+                    if state.epoch - state.plateau_start > self.config.plateau_epochs and self._is_measured():
                         break
+                    state.epoch, state.training = state.epoch + 1, Pass()
         finally:
-            if best_state is not None:
-                self.model.load_state_dict(best_state)
+            if state.best_state is not None:
+                self.model.load_state_dict(state.best_state)
+
+    def _is_measured(self) -> bool:
+        return self.state.epoch % self.config.metric_interval == 0 or self.state.epoch == self.config.max_epochs
+
+    def _learn_epoch(self, bar: tqdm) -> None:
+        """What is left of an epoch, and its measurement. A checkpoint never lies within or behind the measurement."""
+        state, results = self.state, self.results
+        learning_rate = state.optimiser.param_groups[0]["lr"]
+        if results.train_dataloader.generator is not None:
+            state.order = results.train_dataloader.generator.get_state()
+        metrics = self._pass("training", results.train_dataloader, state.training, backward=True, bar=bar)
+        results.epochs.append(_epoch(metrics, state.epoch, learning_rate))
+        if not self._is_measured():
+            return
+        if self.config.published_metrics:
+            metrics = self._measure("train")
+        results.history.append(HistoryEntry(epoch=state.epoch, train_metrics=metrics, val_metrics=self._measure("val")))
+        state.scheduler.step(metrics.loss)
+        if metrics.loss < state.best_loss:
+            state.best_loss, state.best_state = metrics.loss, copy.deepcopy(self.model.state_dict())
+        if metrics.loss * IMPROVEMENT < state.plateau_loss:
+            state.plateau_loss, state.plateau_start = metrics.loss, state.epoch
 
     def measure_all(self) -> None:
         """Measures the model as it is on the three parts of the data."""
@@ -142,34 +246,45 @@ class _Trainer:
         batches = self.results[f"{part}_dataloader"]
         # In order: drawing an order for this would change the order of the training to come.
         batches = Batches(batches.tensors, batches.batch_size)
-        return self._pass(f"measuring {part}", batches, backward=backward or self.config.published_metrics)
+        backward = backward or self.config.published_metrics
+        return self._pass(f"measuring {part}", batches, Pass(), backward=backward)
 
-    def _pass(self, doing: str, batches: Batches, *, backward: bool, optimiser=None, bar=None) -> Metrics:
-        """Goes over `batches` once: forward, then `backward` if so, then a step of `optimiser` if there is one."""
-        totals, num_samples, first_statistics = Counter(), 0, None
-        self.model.train(optimiser is not None)
-        timestamp, started = time.time(), self._clock()
-        for number, batch in enumerate(batches, 1):
+    def _pass(self, doing: str, batches: Batches, done: Pass, *, backward: bool, bar: tqdm | None = None) -> Metrics:
+        """Goes over what is left of `batches`: forward, then `backward` if so; with a `bar` it trains."""
+        is_training = bar is not None
+        self.model.train(is_training)
+        started = self._clock() - done.timespan
+        for batch in itertools.islice(batches, done.num_batches, None):
             try:
                 sums, statistics = self._solve(batch, backward)
             except (SolverError, FloatingPointError, torch.OutOfMemoryError) as error:
                 raise TrainingFailed(
-                    f"training failed in epoch {self.epoch} ({doing}), batch {number} of {len(batches)}, "
+                    f"training failed in epoch {self.state.epoch} ({doing}), "
+                    f"batch {done.num_batches + 1} of {len(batches)}, "
                     f"at rtol {self.config.rtol} and atol {self.config.atol}: {error}"
                 ) from error
-            if optimiser is not None:
-                optimiser.step()
+            if is_training:
+                self.state.optimiser.step()
             self.model.zero_grad()
-            totals.update(sums | _counts(statistics))
-            num_samples += len(batch[0])
-            means = {name: totals[name] / num_samples for name in sums}
-            first_statistics = first_statistics or statistics
-            if bar is not None:
+            done.add(len(batch[0]), sums, statistics)
+            if is_training:
                 nfe = {"forward_nfe": statistics.forward.nfe, "backward_nfe": statistics.backward.nfe}
-                bar.set_postfix({"epoch": self.epoch, **means, **nfe}, refresh=False)
+                bar.set_postfix({"epoch": self.state.epoch, **done.means(), **nfe}, refresh=False)
                 bar.update()
-        passed = {"dataset_size": num_samples, "timestamp": timestamp, "timespan": self._clock() - started}
-        return metrics_of({**totals, **means, **passed, **_times(first_statistics)})
+                is_last = done.num_batches == len(batches)
+                is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
+                if self.checkpoint is not None and (is_last or is_due or self.signals.received):
+                    done.timespan = self._clock() - started
+                    self.checkpoint.write(self.state.state_dict())
+                    self.saved_at = time.perf_counter()
+            self.signals.check(f"interrupted in epoch {self.state.epoch}; {self._how_to_go_on()}")
+        done.timespan = self._clock() - started
+        return done.metrics()
+
+    def _how_to_go_on(self) -> str:
+        if self.checkpoint is None:
+            return "nothing was saved"
+        return f"to go on from {self.checkpoint.path}, do the same with resume=True (on the command line: --resume)"
 
     def _solve(self, batch: tuple[Tensor, ...], backward: bool) -> tuple[dict[str, float], SolveStatistics]:
         """The sums over a batch of what `_pass` takes means of, and the statistics of its solve."""
@@ -196,33 +311,3 @@ class _Trainer:
 def _epoch(metrics: Metrics, epoch: int, learning_rate: float) -> Epoch:
     kept = {name: value for name, value in metrics.items() if name in ClassifierEpoch.__dataclass_fields__}
     return epoch_of({**kept, "epoch": epoch, "seconds": metrics.timespan, "learning_rate": learning_rate})
-
-
-def _counts(statistics: SolveStatistics) -> dict[str, int]:
-    forward, backward = statistics.forward, statistics.backward
-    return {
-        "forward_nfe": forward.nfe,
-        "backward_nfe": backward.nfe,
-        "forward_accepted": forward.num_accepted,
-        "forward_rejected": forward.num_rejected,
-        "backward_accepted": backward.num_accepted,
-        "backward_rejected": backward.num_rejected,
-    }
-
-
-def _times(statistics: SolveStatistics) -> dict[str, list[float]]:
-    forward, backward = statistics.forward, statistics.backward
-    times = {
-        "forward_ts": forward.evaluation_times,
-        "backward_ts": backward.evaluation_times,
-        "forward_accept_ts": forward.accept_times,
-        "forward_reject_ts": forward.reject_times,
-        "backward_accept_ts": backward.accept_times,
-        "backward_reject_ts": backward.reject_times,
-    }
-    return {name: _thinned(values) for name, values in times.items()}
-
-
-def _thinned(times: list[float]) -> list[float]:
-    stride = max(1, math.ceil(len(times) / MAX_TIMES))
-    return [float(f"{t:.6g}") for t in times[::stride]]

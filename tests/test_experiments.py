@@ -119,11 +119,15 @@ def test_acrobot_end_to_end(small_acrobot):
     assert load(path).history == results.history
 
 
-def test_the_same_seed_trains_to_the_same_bits_and_another_does_not(small_speech):
-    settings = small_speech | dict(save=False, max_epochs=2)
+@pytest.mark.parametrize("experiment", [acrobot, speech_commands])
+def test_the_same_seed_trains_to_the_same_bits_and_another_does_not(experiment, small_acrobot, small_speech):
+    settings = (small_acrobot if experiment is acrobot else small_speech) | dict(save=False, metric_interval=1)
 
     def losses(seed):
-        return [epoch.loss for epoch in speech_commands.main("cpu", True, 1e-2, 1e-3, seed=seed, **settings).epochs]
+        results = experiment.main("cpu", True, 1e-2, 1e-3, seed=seed, **settings | dict(max_epochs=2))
+        measured = [(entry.train_metrics.loss, entry.val_metrics.loss) for entry in results.history]
+        assert len(measured) == 2
+        return [*measured, results.test_metrics.loss]
 
     assert losses(0) == losses(0) != losses(1)
 
@@ -177,6 +181,34 @@ def test_on_the_command_line_bad_input_is_one_sentence(monkeypatch, capsys, tmp_
     assert any(word in output for word in ("norm", "data_root", "num_hidden_layers"))
 
 
+@pytest.mark.parametrize("program", [["acrobot.py", "--norm", "True"], ["tables.py", "quick"]])
+def test_programs_exit_with_2_for_bad_input(program, tmp_path):
+    script = Path(tables.__file__).with_name(program[0])
+    process = subprocess.run(
+        [sys.executable, script, *program[1:], "--device", "toaster"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert process.returncode == 2
+    assert "device is 'toaster'" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("experiment", "learning_rate", "reason"),
+    [(acrobot, 1e30, "the vector field is not finite"), (speech_commands, 1e10, "the loss is")],
+)
+def test_a_training_that_blows_up_is_explained_and_saved(
+    experiment, learning_rate, reason, small_acrobot, small_speech
+):
+    settings = (small_acrobot if experiment is acrobot else small_speech) | dict(max_epochs=2)
+    with pytest.raises(
+        TrainingFailed, match=rf"epoch 2 \(training\), batch \d+ of \d+, at rtol .* and atol .*: {reason}"
+    ):
+        experiment.main("cpu", True, learning_rate=learning_rate, **settings)
+    (path,) = saved(settings)
+    assert load(path).status == "failed"
+    assert len(load(path).epochs) == 1
+
+
 def test_a_failed_solve_is_explained_and_what_was_learnt_is_saved(small_acrobot, monkeypatch):
     def fail(*arguments, **options):
         raise SolverError("the step became too small at t = 0.1")
@@ -200,6 +232,24 @@ def test_the_table_says_what_a_norm_saves(small_acrobot):
     assert [cell.strip() for cell in rows[2].split("|")][1:3] == ["acrobot", "default"]
     assert "0%" in rows[2]
     assert "50%" in rows[3]
+
+
+def test_without_a_default_run_there_is_no_saving(small_acrobot):
+    result = tables.Run("acrobot", "seminorm", small_acrobot | dict(save=False)).execute("cpu")
+    row = tables.tabulate([result]).splitlines()[2]
+    assert "%" not in row
+    assert "nan" not in row
+
+
+def test_without_a_single_completed_run_there_is_no_table(monkeypatch, capsys):
+    def fail(run, device):
+        raise TrainingFailed(f"{run.norm} failed")
+
+    monkeypatch.setattr(tables.Run, "execute", fail)
+    monkeypatch.setattr(sys, "argv", ["tables.py", "quick"])
+    with pytest.raises(SystemExit, match="no table"):
+        tables.main()
+    assert "Failed: as-published failed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not (RECORDINGS / "speech_commands_v0.02").is_dir(), reason="no recordings here")

@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import re
+import signal
 import time
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from common import command_line, training
 from common.config import TrainingConfig
-from common.errors import SolverError, TrainingFailed
+from common.errors import Interrupted, SolverError, TrainingFailed
 from common.provenance import describe
 from common.randomness import seeded, stream
 from common.results import load
@@ -441,6 +442,9 @@ def raiser(error):
         ("--device cpu --norm True", raiser(FileNotFoundError("no data")), 2, "no data"),
         ("--device cpu --norm True", raiser(TrainingFailed("the loss is nan")), 1, "the loss is nan"),
         ("--device cpu --norm True", raiser(KeyboardInterrupt), 130, "interrupted"),
+        ("--device cpu --norm True", raiser(Interrupted("go on so", signal.SIGINT)), 130, "go on so"),
+        ("--device cpu --norm True", raiser(Interrupted("go on so", signal.SIGTERM)), 143, "go on so"),
+        ("--device cpu --norm True", raiser(OSError("no space")), 2, "no space"),
     ],
 )
 def test_the_command_line_explains_errors(monkeypatch, capsys, arguments, function, code, sentence):

@@ -1,0 +1,222 @@
+"""Nothing of a run is lost, whatever ends it; and a long one does not grow."""
+
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import Line, make_config, make_data, run, without_clock
+
+from common import measuring, training
+from common.checkpoint import Checkpoint
+from common.errors import Interrupted, SolverError, TrainingFailed
+from common.randomness import seeded
+from common.results import load
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+
+
+class Eventful(Line):
+    """Calls `event` in training batch number `when`, and draws from the global generator in each."""
+
+    def __init__(self, event=None, when=8):
+        super().__init__()
+        self.event = event
+        self.when = when
+
+    def forward(self, x):
+        prediction, statistics = super().forward(x)
+        if self.training:
+            prediction = prediction + 1e-3 * torch.randn(())
+            if self.event is not None and self.num_training_batches == self.when:
+                self.event()
+        return prediction, statistics
+
+
+def model_of(event=None, when=8):
+    torch.manual_seed(1)
+    with seeded(0, "weights"):
+        return Eventful(event, when)
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def learnt(results_dir):
+    """History and epochs of the one complete run in a folder, without times."""
+    runs = [load(path) for path in Path(results_dir).rglob("*.json")]
+    [results] = [results for results in runs if results.status == "completed"]
+    for entry in results.history:
+        for metrics in (entry.train_metrics, entry.val_metrics):
+            metrics.timestamp = metrics.timespan = 0
+    return results.history, [replace(epoch, seconds=0) for epoch in results.epochs]
+
+
+def checkpoints(folder):
+    return [path for path in Path(folder).rglob("*.checkpoint*") if path.suffix != ".lock"]
+
+
+@pytest.fixture
+def whole(tmp_path):
+    run(make_config(tmp_path / "whole"), model=model_of())
+    return learnt(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", [1, 3, 8, 15])
+def test_a_signal_ends_the_batch_and_the_run_goes_on_to_the_same_bits(tmp_path, whole, number, when):
+    config = make_config(tmp_path)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    model = model_of(send(number), when)
+    with pytest.raises(Interrupted, match="resume=True") as caught:
+        run(config, model=model)
+    assert caught.value.signal == number
+    assert model.num_training_batches == when
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    [path] = tmp_path.glob("toy/*/*.json")
+    assert load(path).status == "interrupted"
+    path.unlink()
+    assert len(checkpoints(tmp_path)) == 1
+    model = model_of()
+    run(replace(config, resume=True), model=model)
+    assert model.num_training_batches == 15 - when
+    assert learnt(tmp_path / "toy") == whole
+    assert not checkpoints(tmp_path)
+
+
+def test_signals_are_left_alone_outside_the_main_thread(tmp_path):
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(run(make_config(tmp_path)).status))
+    thread.start()
+    thread.join()
+    assert statuses == ["completed"]
+
+
+def fail():
+    raise SolverError("underflow in dt")
+
+
+def test_a_failed_run_keeps_its_last_good_checkpoint(tmp_path, whole):
+    config = make_config(tmp_path)
+    with pytest.raises(TrainingFailed):
+        run(config, model=model_of(fail))
+    run(replace(config, resume=True), model=model_of())
+    assert learnt(tmp_path / "toy") == whole
+
+
+def test_nothing_to_resume_is_a_beginning(tmp_path, whole):
+    run(make_config(tmp_path, resume=True), model=model_of())
+    assert learnt(tmp_path / "toy") == whole
+
+
+def test_without_resume_a_run_starts_anew_and_says_so(tmp_path, whole, capsys):
+    with pytest.raises(TrainingFailed):
+        run(make_config(tmp_path), model=model_of(fail))
+    run(make_config(tmp_path), model=model_of())
+    assert "Starts anew" in capsys.readouterr().err
+    assert learnt(tmp_path / "toy") == whole
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    with pytest.raises(TrainingFailed):
+        run(make_config(tmp_path), model=model_of(fail))
+    with pytest.raises(ValueError, match="published_metrics was False and is True"):
+        run(make_config(tmp_path, published_metrics=True, resume=True))
+    other = replace(make_data(make_config(tmp_path)), digest="other")
+    with pytest.raises(ValueError, match="split was 'abc' and is 'other'"):
+        run(make_config(tmp_path, resume=True), data=other)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:99] + bytes([b[99] ^ 1]) + b[100:]])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    with pytest.raises(TrainingFailed):
+        run(make_config(tmp_path), model=model_of(fail))
+    [path] = checkpoints(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged: delete it")):
+        run(make_config(tmp_path, resume=True))
+
+
+def test_a_run_has_one_process(tmp_path):
+    config = make_config(tmp_path)
+    folder = Path(tmp_path, "toy", "seminorm-0-001-1e-06")
+    folder.mkdir(parents=True)
+    with (
+        Checkpoint(folder / "seed-0.checkpoint", {}),
+        pytest.raises(ValueError, match="another process is training this very run"),
+    ):
+        run(config)
+
+
+def test_resuming_needs_something_saved(tmp_path):
+    with pytest.raises(ValueError, match="leave save True"):
+        make_config(tmp_path, resume=True, save=False)
+
+
+def killed(experiment, folder, limit):
+    command = [sys.executable, "-W", "error", str(TESTS / "killed_training.py"), experiment, str(folder)]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=limit)
+    assert process.returncode == 0, process.stderr
+    assert learnt(folder / "killed") == learnt(folder / "whole")
+
+
+def test_twenty_kills_change_no_bit(tmp_path):
+    killed("toy", tmp_path, limit=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["acrobot", "speech_commands"])
+def test_twenty_kills_change_no_bit_of_an_experiment(tmp_path, experiment):
+    killed(experiment, tmp_path, limit=1200)
+
+
+def test_the_hash_seed_changes_no_bit(tmp_path):
+    program = "import sys, test_training as t; t.run(t.make_config(sys.argv[1]))"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / seed)], env={**ENVIRONMENT, "PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2")
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert learnt(tmp_path / "1") == learnt(tmp_path / "2")
+
+
+def resident_bytes():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_long_run_does_not_grow(tmp_path, monkeypatch):
+    """2,100 steps, each with 4,000 evaluation times: those of the history alone are 18 MB."""
+    sizes = []
+
+    class Long(Line):
+        def forward(self, x):
+            if self.training and self.num_training_batches % 300 == 0:
+                sizes.append(resident_bytes())
+            prediction, statistics = super().forward(x)
+            statistics.forward.evaluation_times += [number / 7 for number in range(4_000 if self.training else 1)]
+            return prediction, statistics
+
+    monkeypatch.setattr(training.Checkpoint, "write", lambda self, state: None)
+    results = run(make_config(tmp_path, max_epochs=700, metric_interval=5, plateau_epochs=700), model=Long())
+    assert len(results.epochs) * 3 == 2100
+    assert sizes[-1] - sizes[1] < 8e6
+    assert max(len(entry.train_metrics.forward_ts) for entry in results.history) <= measuring.MAX_TIMES
+
+
+def test_the_same_seed_gives_the_same_file_alone_or_after_others(tmp_path):
+    run(make_config(tmp_path / "other", seed=9))
+    first, second = (without_clock(run(make_config(tmp_path / name, seed=3))) for name in ("first", "second"))
+    assert first == second
