@@ -14,6 +14,7 @@ from torch.nn import functional
 from common import command_line, randomness
 from common.adjoint import Solution
 from common.config import TrainingConfig
+from common.norms import Adjoint
 from common.results import Results
 from common.statistics import SolveStatistics
 from common.training import train
@@ -49,6 +50,11 @@ class Config(TrainingConfig):
     """Folder that holds speech_commands_v0.02/<word>/*.wav; "synthetic" for the built-in sample; None to download."""
     split: Literal["published", "official"] = field(default="published", kw_only=True)
     """Published: at random, stratified by label. Official: the data set's own lists, which keep speakers apart."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm == Adjoint.AS_PUBLISHED:
+            raise ValueError("norm is 'as-published', which is acrobot's alone: use another, such as 'seminorm'")
 
 
 class VectorField(nn.Module):

@@ -165,6 +165,7 @@ def test_bad_settings_are_refused_by_name(experiment, settings):
     "arguments",
     [
         ["--norm", "seminrom"],
+        ["--norm", "as-published"],
         ["--norm", "True", "--data-root", "/nowhere/at/all"],
         ["--norm", "True", "--data-root", "."],
         ["--norm", "True", "--num-hidden-layers", "0"],
