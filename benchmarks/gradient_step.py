@@ -12,6 +12,7 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import functools
+import importlib.metadata
 import platform
 import statistics
 import time
@@ -193,7 +194,8 @@ def main(data_root: str = "synthetic", rounds: int = 5, problems: tuple[str, ...
     """
     torch.set_num_threads(1)
     machine = provenance.describe(torch.device("cpu"))
-    versions = {name: machine["packages"][name] for name in ("torch", "torchdiffeq")}
+    packages = ("torch", "torchdiffeq", "diffrax", "jax")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"{machine['device_name']}, one core; Python {platform.python_version()}, {versions}; {rounds} rounds")
     for problem in problems:
         if problem == "acrobot":
