@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .dopri5 import NUM_STAGES, STAGE_WEIGHTS, STEP_WEIGHTS
+from .dopri5 import NUM_STAGES, STAGE_MATRIX, STEP_WEIGHTS
 from .field import Field
 from .solver import stage_times
 from .statistics import Statistics
@@ -34,7 +34,7 @@ class _Stages:
         self.shape = like.shape
         self.statistics = statistics
         self.slopes = like.new_empty(NUM_STAGES, like.numel())
-        self.tableau = like.new_tensor([[*row, *[0.0] * (NUM_STAGES - len(row))] for row in STAGE_WEIGHTS])
+        self.tableau = like.new_tensor(STAGE_MATRIX)
 
     def state(self, step: StepRecord, start: Tensor, stage: int) -> Tensor:
         """The state at a stage, or for the last stage at the end of the step, from the slopes before it."""

@@ -22,6 +22,9 @@ STAGE_WEIGHTS = (
 )
 """a: the state at stage i is y0 + dt sum_j a_ij k_j. The last row is the step itself."""
 
+STAGE_MATRIX = tuple((*row, *(0.0,) * (NUM_STAGES - len(row))) for row in STAGE_WEIGHTS)
+"""The same, filled up with zeros to a square."""
+
 STEP_WEIGHTS = (*STAGE_WEIGHTS[-1], 0.0)
 """b: y1 = y0 + dt sum_i b_i k_i."""
 

@@ -19,7 +19,7 @@ from .dopri5 import (
     ERROR_WEIGHTS,
     NODES,
     NUM_STAGES,
-    STAGE_WEIGHTS,
+    STAGE_MATRIX,
     STEP_WEIGHTS,
     first_step_size,
     interpolation_weights,
@@ -113,8 +113,7 @@ class Solver:
         self.slopes = like.new_zeros(NUM_STAGES, size)
         inner = like.new_empty(NUM_STAGES - 2, coupled).unbind()
         self.stage_states = (self.start[:coupled], *inner, self.end[:coupled])
-        rows = [[*row, *[0.0] * (NUM_STAGES - len(row))] for row in (*STAGE_WEIGHTS, ERROR_WEIGHTS)]
-        self.tableau = like.new_tensor(rows)
+        self.tableau = like.new_tensor((*STAGE_MATRIX, ERROR_WEIGHTS))
         # Views made once: slicing costs as much as a small kernel, and every attempt would do it again.
         self.step_size = like.new_empty(())
         self.weights = torch.empty_like(self.tableau)
@@ -136,6 +135,7 @@ class Solver:
         self.direction = 1.0 if t_end > t0 else -1.0
         self.t_end = t_end
         self.num_attempts = 0
+        self.dt = math.nan
         self.t0 = self.t1 = t0
         self.start.copy_(state)
         self._is_start_current = True
@@ -266,7 +266,7 @@ class Solver:
 
     def _failure(self, what: str) -> SolverError:
         return SolverError(
-            f"{what} at t = {self.t0:.9g} (step size {self.dt if hasattr(self, 'dt') else math.nan:.3g}, "
+            f"{what} at t = {self.t0:.9g} (step size {self.dt:.3g}, "
             f"rtol {self.rtol:g}, atol {self.atol:g}, {self.statistics.num_accepted} steps accepted and "
             f"{self.statistics.num_rejected} rejected so far): try larger tolerances or float64, and check that the "
             "data and the vector field are finite"
