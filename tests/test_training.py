@@ -2,21 +2,19 @@ import copy
 import itertools
 import json
 import re
-import signal
 import time
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-import numpy
 import pytest
 import torch
 from torch import nn
 
-from common import command_line, training
+from common import training
 from common.config import TrainingConfig
-from common.errors import Interrupted, SolverError, TrainingFailed
+from common.errors import SolverError, TrainingFailed
 from common.provenance import describe
 from common.randomness import seeded, stream
 from common.results import load
@@ -362,93 +360,3 @@ def test_memory_is_measured_on_a_gpu(tmp_path):
     assert results.memory_usage > 0
     assert results.baseline_memory >= 3 * 64
     assert results.config["device"] == "cuda:0"
-
-
-def test_settings_are_normalised(tmp_path):
-    config = Config(torch.device("cpu"), False, 1, numpy.float64(1e-3), results_dir=tmp_path, width=numpy.int64(2))
-    assert (config.device, config.norm, config.rtol, config.results_dir) == ("cpu", "default", 1.0, str(tmp_path))
-    assert [type(value) for value in (config.rtol, config.atol, config.width)] == [float, float, int]
-
-
-def test_condition_names_what_departs_from_the_default():
-    config = Config("cpu", True, seed=3, save=False, width=2, shape="bent", results_dir="elsewhere")
-    assert config.condition == "seminorm-0.001-1e-06-width-2-shape-bent"
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"device": "banana"}, "device is 'banana', but this machine has cpu"),
-        ({"device": None}, "device is None, but this machine has cpu"),
-        ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has cpu"),
-        ({"norm": "banana"}, "unknown norm 'banana'"),
-        ({"rtol": 0.0}, "rtol is 0.0, but must be a finite number above 0"),
-        ({"atol": float("nan")}, "atol is nan, but must be a finite number above 0"),
-        ({"rtol": float("inf")}, "rtol is inf, but must be a finite number above 0"),
-        ({"rtol": "small"}, "rtol is 'small', but must be a finite number above 0"),
-        ({"learning_rate": -1}, "learning_rate is -1, but must be a finite number above 0"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1, but must be a finite number of at least 0"),
-        ({"max_epochs": 0}, "max_epochs is 0, but must be a whole number of at least 1"),
-        ({"batch_size": 2.5}, "batch_size is 2.5, but must be a whole number of at least 1"),
-        ({"batch_size": True}, "batch_size is True, but must be a whole number of at least 1"),
-        ({"seed": -1}, "seed is -1, but must be a whole number of at least 0"),
-        ({"width": 0}, "width is 0, but must be a whole number of at least 1"),
-        ({"shape": "round"}, "shape is 'round', but must be one of 'straight', 'bent'"),
-    ],
-)
-def test_bad_settings_are_refused(settings, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        Config(**{"device": "cpu", "norm": True, **settings})
-
-
-def test_zero_is_allowed_where_it_means_something():
-    assert Config("cpu", True, seed=0, weight_decay=0, scheduler_patience=0).weight_decay == 0.0
-
-
-def from_command_line(monkeypatch, arguments, function=lambda config: None):
-    configs = []
-    monkeypatch.setattr("sys.argv", ["toy.py", *arguments.split()])
-    command_line.run(Config, lambda config: configs.append(config) or function(config))
-    return configs[0]
-
-
-@pytest.mark.parametrize(("norm", "name"), [("True", "seminorm"), ("False", "default"), ("per-tensor", "per-tensor")])
-def test_the_command_line_sets_the_settings(monkeypatch, norm, name):
-    config = from_command_line(monkeypatch, f"--device cpu --norm {norm} --rtol 1e-2 --width 3 --no-save")
-    assert config == Config("cpu", name, 1e-2, width=3, save=False)
-
-
-def test_help_describes_every_setting(monkeypatch, capsys):
-    with pytest.raises(SystemExit) as caught:
-        from_command_line(monkeypatch, "--help")
-    text = capsys.readouterr().out
-    assert caught.value.code == 0
-    for words in ("Fits a line.", "--device", "Where to train", "Width of the model.", "(default: 0.001)", "--no-save"):
-        assert words in text
-
-
-def raiser(error):
-    def function(config):
-        raise error
-
-    return function
-
-
-@pytest.mark.parametrize(
-    ("arguments", "function", "code", "sentence"),
-    [
-        ("--device banana --norm True", raiser(AssertionError), 2, "device is 'banana'"),
-        ("--device cpu --norm True", raiser(ValueError("bad data")), 2, "bad data"),
-        ("--device cpu --norm True", raiser(FileNotFoundError("no data")), 2, "no data"),
-        ("--device cpu --norm True", raiser(TrainingFailed("the loss is nan")), 1, "the loss is nan"),
-        ("--device cpu --norm True", raiser(KeyboardInterrupt), 130, "interrupted"),
-        ("--device cpu --norm True", raiser(Interrupted("go on so", signal.SIGINT)), 130, "go on so"),
-        ("--device cpu --norm True", raiser(Interrupted("go on so", signal.SIGTERM)), 143, "go on so"),
-        ("--device cpu --norm True", raiser(OSError("no space")), 2, "no space"),
-    ],
-)
-def test_the_command_line_explains_errors(monkeypatch, capsys, arguments, function, code, sentence):
-    with pytest.raises(SystemExit) as caught:
-        from_command_line(monkeypatch, arguments, function)
-    assert caught.value.code == code
-    assert sentence in capsys.readouterr().err
