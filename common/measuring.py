@@ -21,6 +21,7 @@ class Pass:
     times: dict[str, list[float]] = field(default_factory=dict)
     timestamp: float = field(default_factory=time.time)
     timespan: float = 0.0
+    cpu_seconds: float = 0.0
 
     def add(self, num_samples: int, sums: dict[str, float], statistics: SolveStatistics) -> None:
         for name, number in {**sums, **_counts(statistics)}.items():

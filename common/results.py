@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Record(Mapping):
@@ -69,6 +70,7 @@ class Epoch(Tally):
 
     epoch: int
     seconds: float
+    cpu_seconds: float | None
     learning_rate: float
 
 
@@ -161,7 +163,8 @@ def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
 def save(results: Results, directory: Path) -> Path:
     """Writes `results` to `directory` as `<run>.json` with the lowest free number, and returns its path.
 
-    The file appears complete or not at all, and never replaces another, however many processes save at once.
+    The file appears complete or not at all, and never replaces another, however many processes save at once. The
+    weights of a completed run follow as `<run>.pt`, for `torch.load`.
     """
     stored = {name: value for name, value in results.items() if name not in IN_MEMORY_ONLY}
     partial = directory / f"{uuid.uuid4().hex}.partial"
@@ -176,8 +179,12 @@ def save(results: Results, directory: Path) -> Path:
             os.link(partial, path)
         except FileExistsError:
             continue
-        partial.unlink()
-        return path
+        break
+    partial.unlink()
+    if results.status == "completed":
+        torch.save(results.model.state_dict(), partial)
+        os.replace(partial, path.with_suffix(".pt"))
+    return path
 
 
 def load(path: str | os.PathLike) -> Results:
@@ -185,13 +192,17 @@ def load(path: str | os.PathLike) -> Results:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a results file of this schema.
+        ValueError: if it is not a results file of this schema or an older one.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
         stored = json.loads(text)
-        if stored.pop("schema") != SCHEMA:
-            raise ValueError(f"its schema is not {SCHEMA}")
+        schema = stored.pop("schema")
+        if schema == 1:
+            for epoch in stored["epochs"]:
+                epoch["cpu_seconds"] = None
+        elif schema != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, not {SCHEMA} or older")
         results = Results(**stored)
         results.epochs = [epoch_of(epoch) for epoch in results.epochs]
         results.history = [history_entry_of(entry) for entry in results.history]

@@ -224,7 +224,7 @@ class _Trainer:
         if results.train_dataloader.generator is not None:
             state.order = results.train_dataloader.generator.get_state()
         metrics = self._pass("training", results.train_dataloader, state.training, backward=True, bar=bar)
-        results.epochs.append(_epoch(metrics, state.epoch, learning_rate))
+        results.epochs.append(_epoch(metrics, state.epoch, state.training.cpu_seconds, learning_rate))
         if not self._is_measured():
             return
         if self.config.published_metrics:
@@ -253,7 +253,7 @@ class _Trainer:
         """Goes over what is left of `batches`: forward, then `backward` if so; with a `bar` it trains."""
         is_training = bar is not None
         self.model.train(is_training)
-        started = self._clock() - done.timespan
+        started, cpu_started = self._clock() - done.timespan, time.process_time() - done.cpu_seconds
         for batch in itertools.islice(batches, done.num_batches, None):
             try:
                 sums, statistics = self._solve(batch, backward)
@@ -274,11 +274,11 @@ class _Trainer:
                 is_last = done.num_batches == len(batches)
                 is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
                 if self.checkpoint is not None and (is_last or is_due or self.signals.received):
-                    done.timespan = self._clock() - started
+                    done.timespan, done.cpu_seconds = self._clock() - started, time.process_time() - cpu_started
                     self.checkpoint.write(self.state.state_dict())
                     self.saved_at = time.perf_counter()
             self.signals.check(f"interrupted in epoch {self.state.epoch}; {self._how_to_go_on()}")
-        done.timespan = self._clock() - started
+        done.timespan, done.cpu_seconds = self._clock() - started, time.process_time() - cpu_started
         return done.metrics()
 
     def _how_to_go_on(self) -> str:
@@ -308,6 +308,7 @@ class _Trainer:
         return time.perf_counter()
 
 
-def _epoch(metrics: Metrics, epoch: int, learning_rate: float) -> Epoch:
+def _epoch(metrics: Metrics, epoch: int, cpu_seconds: float, learning_rate: float) -> Epoch:
     kept = {name: value for name, value in metrics.items() if name in ClassifierEpoch.__dataclass_fields__}
-    return epoch_of({**kept, "epoch": epoch, "seconds": metrics.timespan, "learning_rate": learning_rate})
+    clocks = {"seconds": metrics.timespan, "cpu_seconds": cpu_seconds}
+    return epoch_of({**kept, **clocks, "epoch": epoch, "learning_rate": learning_rate})

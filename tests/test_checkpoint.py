@@ -58,7 +58,7 @@ def learnt(results_dir):
     for entry in results.history:
         for metrics in (entry.train_metrics, entry.val_metrics):
             metrics.timestamp = metrics.timespan = 0
-    return results.history, [replace(epoch, seconds=0) for epoch in results.epochs]
+    return results.history, [replace(epoch, seconds=0, cpu_seconds=0) for epoch in results.epochs]
 
 
 def checkpoints(folder):

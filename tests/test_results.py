@@ -4,6 +4,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from torch import nn
 
 from common.results import HistoryEntry, Results, epoch_of, load, make_directory, metrics_of, save
@@ -21,7 +22,7 @@ TIMES = {
 }
 PUBLISHED_METRICS = {"dataset_size": 20, "loss": 0.5, "timestamp": 1e9, "timespan": 2.5, **TIMES}
 METRICS = {**PUBLISHED_METRICS, **COUNTS}
-EPOCH = {"epoch": 1, "loss": 0.5, "seconds": 2.0, "learning_rate": 1e-3, **COUNTS}
+EPOCH = {"epoch": 1, "loss": 0.5, "seconds": 2.0, "cpu_seconds": 1.5, "learning_rate": 1e-3, **COUNTS}
 
 
 def make_results(**changes):
@@ -88,7 +89,7 @@ def test_saved_results_load_equal_without_what_lives_in_memory(tmp_path):
     path = save(results, tmp_path)
     assert path == tmp_path / "0.json"
     assert "model" not in strict_json(path)
-    assert strict_json(path)["schema"] == 1
+    assert strict_json(path)["schema"] == 2
     results.model = results.train_dataloader = None
     assert load(path) == results
     assert type(load(path).epochs[1]) is type(results.epochs[1])
@@ -105,7 +106,7 @@ def test_saving_takes_the_next_free_number_and_leaves_nothing_else(tmp_path):
     (tmp_path / "1.json").write_text("mine")
     assert [save(make_results(), tmp_path).name for _ in range(2)] == ["0.json", "2.json"]
     assert (tmp_path / "1.json").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"0.json", "1.json", "2.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"0.json", "0.pt", "1.json", "2.json", "2.pt"}
 
 
 def test_many_can_save_at_once(tmp_path):
@@ -134,9 +135,26 @@ def test_results_dir_that_is_a_file_is_refused(tmp_path):
 
 def test_another_schema_is_refused(tmp_path):
     path = save(make_results(), tmp_path)
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ValueError, match=r"0\.json is not a results file .*schema is not 1"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(ValueError, match=r"0\.json is not a results file .*schema is 3, not 2 or older"):
         load(path)
+
+
+def test_the_older_schema_is_read(tmp_path):
+    path = save(make_results(), tmp_path)
+    old = path.read_text().replace('"schema": 2', '"schema": 1').replace('"cpu_seconds": 1.5, ', "")
+    assert "cpu_seconds" not in old
+    path.write_text(old)
+    results = load(path)
+    assert [epoch.cpu_seconds for epoch in results.epochs] == [None, None]
+    assert results.epochs[0].seconds == 2.0
+
+
+def test_the_weights_of_a_completed_run_lie_beside_it(tmp_path):
+    results = make_results()
+    weights = torch.load(save(results, tmp_path).with_suffix(".pt"), weights_only=True)
+    torch.testing.assert_close(weights, dict(results.model.state_dict()), rtol=0, atol=0)
+    assert not save(make_results(status="failed"), tmp_path).with_suffix(".pt").exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "start_time": 0}', '{"schema": 1'])

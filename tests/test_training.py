@@ -102,7 +102,7 @@ def run(config, model=None, **changes):
 
 def without_clock(results):
     """What of the results does not depend on the time of day."""
-    clocks = {"start_time", "timestamp", "timespan", "seconds", "results_dir"}
+    clocks = {"start_time", "timestamp", "timespan", "seconds", "cpu_seconds", "results_dir"}
 
     def stripped(value):
         if isinstance(value, dict):
@@ -238,7 +238,7 @@ def test_evaluation_forward_only_keeps_no_graph(tmp_path):
 
 
 def test_seconds_of_training_leave_out_evaluation(tmp_path, monkeypatch):
-    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, time=time.time)
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, process_time=lambda: 2 * clock.now, time=time.time)
     monkeypatch.setattr(training, "time", clock)
 
     class Slow(Line):
@@ -248,6 +248,7 @@ def test_seconds_of_training_leave_out_evaluation(tmp_path, monkeypatch):
 
     results = run(make_config(tmp_path), model=Slow())
     assert [epoch.seconds for epoch in results.epochs] == [NUM_BATCHES] * 5
+    assert [epoch.cpu_seconds for epoch in results.epochs] == [2 * NUM_BATCHES] * 5
     assert results.test_metrics.timespan == 1000 * NUM_BATCHES
 
 
