@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from .results import Metrics, metrics_of
+from .results import Metrics, read_as
 from .statistics import SolveStatistics
 
 MAX_TIMES = 256
@@ -35,7 +35,7 @@ class Pass:
 
     def metrics(self) -> Metrics:
         passed = {"dataset_size": self.num_samples, "timestamp": self.timestamp, "timespan": self.timespan}
-        return metrics_of({**self.totals, **self.means(), **passed, **self.times})
+        return read_as(Metrics, {**self.totals, **self.means(), **passed, **self.times})
 
 
 def _counts(statistics: SolveStatistics) -> dict[str, int]:

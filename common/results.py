@@ -6,19 +6,25 @@ On disk a run is one JSON file; results/README.md describes every name.
 
 import itertools
 import json
+import logging
 import math
 import os
 import re
+import reprlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
 
 SCHEMA = 2
+Setting = str | int | float | bool | None
+
+logger = logging.getLogger(__name__)
 
 
 class Record(Mapping):
@@ -115,33 +121,59 @@ class Results(Record):
     val_metrics: Metrics | None = None
     test_metrics: Metrics | None = None
     experiment: str
-    config: dict[str, Any]
+    config: dict[str, Setting]
     provenance: dict[str, Any]
     epochs: list[Epoch] = field(default_factory=list, repr=False)
-    status: str = "running"
+    status: Literal["running", "completed", "failed", "interrupted"] = "running"
     failure: str | None = None
 
 
+IDENTIFYING = ("norm", "rtol", "atol", "seed")
+"""The settings that every experiment has, and by which readers know a run."""
 IN_MEMORY_ONLY = ("model", "train_dataloader", "val_dataloader", "test_dataloader")
 
 
-def metrics_of(values: Mapping[str, Any]) -> Metrics:
-    """The metrics with these values, a classifier's if an accuracy is among them."""
-    return (ClassifierMetrics if "accuracy" in values else Metrics)(**values)
+def read_as(kind: Any, value: Any, name: str = "it") -> Any:
+    """`value`, in terms of JSON, as a field annotated with `kind` has it; objects become records.
+
+    Of a kind of record and its subclasses, an object becomes that which has exactly its names. null is NaN where a
+    number must be.
+
+    Raises:
+        ValueError: if `value` is something else; the sentence begins with `name`.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        others = [argument for argument in arguments if argument is not NoneType]
+        if type(value) in arguments:
+            return value
+        if len(others) == 1:
+            return read_as(others[0], value, name)
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin is list:
+        if isinstance(value, list):
+            return [read_as(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {key: read_as(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    elif kind is Any or type(value) is kind:
+        return value
+    elif kind is float and type(value) in (int, NoneType):
+        return math.nan if value is None else float(value)
+    elif issubclass(kind, Record) and isinstance(value, Mapping):
+        return _read_record(kind, value, name)
+    raise ValueError(f"{name} is {reprlib.repr(value)}, not {kind if arguments else kind.__name__}")
 
 
-def epoch_of(values: Mapping[str, Any]) -> Epoch:
-    """The epoch with these values, a classifier's if an accuracy is among them."""
-    return (ClassifierEpoch if "accuracy" in values else Epoch)(**values)
-
-
-def history_entry_of(values: Mapping[str, Any]) -> HistoryEntry:
-    """The history entry with these values, its metrics given as mappings."""
-    return HistoryEntry(
-        epoch=values["epoch"],
-        train_metrics=metrics_of(values["train_metrics"]),
-        val_metrics=metrics_of(values["val_metrics"]),
-    )
+def _read_record(kind: type[Record], values: Mapping[str, Any], name: str) -> Record:
+    for record in (*kind.__subclasses__(), kind):
+        kinds = {item.name: item.type for item in fields(record) if item.name not in IN_MEMORY_ONLY}
+        if kinds.keys() == values.keys():
+            return record(**{key: read_as(kinds[key], value, f"{name}.{key}") for key, value in values.items()})
+    lacking, unknown = sorted(kinds.keys() - values.keys()), sorted(values.keys() - kinds.keys())
+    raise ValueError(f"{name} lacks {lacking} and has the unknown {unknown}")
 
 
 def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
@@ -191,27 +223,57 @@ def load(path: str | os.PathLike) -> Results:
     """The results saved at `path`, with None for the model and the dataloaders.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        OSError: if the file cannot be read, FileNotFoundError if there is none.
         ValueError: if it is not a results file of this schema or an older one.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    content = Path(path).read_bytes()
     try:
-        stored = json.loads(text)
-        schema = stored.pop("schema")
-        if schema == 1:
-            for epoch in stored["epochs"]:
-                epoch["cpu_seconds"] = None
-        elif schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, not {SCHEMA} or older")
-        results = Results(**stored)
-        results.epochs = [epoch_of(epoch) for epoch in results.epochs]
-        results.history = [history_entry_of(entry) for entry in results.history]
-        for name in ("train_metrics", "val_metrics", "test_metrics"):
-            if results[name] is not None:
-                setattr(results, name, metrics_of(results[name]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        stored = json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
+        results = read_as(Results, _upgraded(read_as(dict[str, Any], stored)))
+        if lacking := [name for name in IDENTIFYING if name not in results.config]:
+            raise ValueError(f"it.config lacks {', '.join(lacking)}")
+        if results.status == "completed" and None in (results.train_metrics, results.val_metrics, results.test_metrics):
+            raise ValueError("it is completed, but lacks metrics")
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not a results file of this version: {error}") from error
     return results
+
+
+def load_all(results_dir: str | os.PathLike) -> dict[Path, Results]:
+    """Every run saved below `results_dir`, by its path, in the order of the paths.
+
+    What is no results file, or cannot be read, or is a link, is named in the log with the reason and left out.
+    """
+    root = Path(results_dir)
+    runs = {}
+    for path in sorted(root.glob("*/*/*.json")):
+        try:
+            if os.path.realpath(path) != os.path.join(os.path.realpath(root), path.relative_to(root)):
+                raise ValueError(f"{path} is a link, or in a folder that is one")
+            if not path.is_file():
+                raise ValueError(f"{path} is not a file")
+            runs[path] = load(path)
+        except (ValueError, OSError) as error:
+            logger.warning("Left out of the results: %s", error)
+    return runs
+
+
+def _upgraded(stored: dict[str, Any]) -> dict[str, Any]:
+    """The values of a results file of any version as this version names them."""
+    schema, values = stored.get("schema"), {name: value for name, value in stored.items() if name != "schema"}
+    if schema == 1:
+        epochs = read_as(list[dict[str, Any]], stored.get("epochs"), "it.epochs")
+        return values | {"epochs": [epoch | {"cpu_seconds": None} for epoch in epochs]}
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {reprlib.repr(schema)}, not {SCHEMA} or older")
+    return values
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def _plain(value: Any) -> Any:

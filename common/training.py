@@ -27,9 +27,8 @@ from .results import (
     HistoryEntry,
     Metrics,
     Results,
-    epoch_of,
-    history_entry_of,
     make_directory,
+    read_as,
     save,
 )
 from .statistics import SolveStatistics
@@ -159,8 +158,8 @@ class _State:
         for name, value in stored["plain"].items():
             setattr(self, name, value)
         self.training = Pass(**stored["training"])
-        self.results.epochs = [epoch_of(epoch) for epoch in stored["epochs"]]
-        self.results.history = [history_entry_of(entry) for entry in stored["history"]]
+        self.results.epochs = read_as(list[Epoch], stored["epochs"])
+        self.results.history = read_as(list[HistoryEntry], stored["history"])
         self.results.start_time = stored["start_time"]
         self.results.model.load_state_dict(stored["model"])
         self.optimiser.load_state_dict(stored["optimiser"])
@@ -311,4 +310,4 @@ class _Trainer:
 def _epoch(metrics: Metrics, epoch: int, cpu_seconds: float, learning_rate: float) -> Epoch:
     kept = {name: value for name, value in metrics.items() if name in ClassifierEpoch.__dataclass_fields__}
     clocks = {"seconds": metrics.timespan, "cpu_seconds": cpu_seconds}
-    return epoch_of({**kept, **clocks, "epoch": epoch, "learning_rate": learning_rate})
+    return read_as(Epoch, {**kept, **clocks, "epoch": epoch, "learning_rate": learning_rate})
