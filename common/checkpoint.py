@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from .errors import Interrupted
+from .errors import Interrupted, RunBusy
 
 SCHEMA = 1
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -24,7 +24,7 @@ class Checkpoint:
     is all that must be the same for the run to go on.
 
     Raises:
-        ValueError: on entering, if another process holds it.
+        RunBusy: on entering, if another process holds it.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
@@ -37,7 +37,7 @@ class Checkpoint:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
+            raise RunBusy(
                 f"another process is training this very run and holds {self.path}.lock: "
                 "wait for it, or choose another seed or results_dir"
             ) from None

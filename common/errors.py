@@ -9,6 +9,10 @@ class TrainingFailed(RuntimeError):
     """A training stopped before its end. Its `results` attribute holds what had been learnt and measured by then."""
 
 
+class RunBusy(ValueError):
+    """Another process trains this very run."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal ended a training between two batches; `signal` is its number."""
 

@@ -176,15 +176,20 @@ def _read_record(kind: type[Record], values: Mapping[str, Any], name: str) -> Re
     raise ValueError(f"{name} lacks {lacking} and has the unknown {unknown}")
 
 
+def directory_of(results_dir: str, experiment: str, condition: str) -> Path:
+    """The folder for the runs of one condition of an experiment; what is unfit for a file name becomes '-'."""
+    # Neither '.' nor '/' passes, so it lies in `results_dir`; 200 characters are fewer than any file system's limit.
+    names = [re.sub(r"[^A-Za-z0-9_+-]", "-", name)[:200] for name in (experiment, condition)]
+    return Path(results_dir, *names)
+
+
 def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
-    """Makes the folder for the runs of one condition of an experiment; what is unfit for a file name becomes '-'.
+    """Makes the folder for the runs of one condition of an experiment.
 
     Raises:
         ValueError: if the folder cannot be made.
     """
-    # Neither '.' nor '/' passes, so it lies in `results_dir`; 200 characters are fewer than any file system's limit.
-    names = [re.sub(r"[^A-Za-z0-9_+-]", "-", name)[:200] for name in (experiment, condition)]
-    directory = Path(results_dir, *names)
+    directory = directory_of(results_dir, experiment, condition)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
