@@ -83,8 +83,6 @@ class NeuralCDEField:
         rows = batch if slopes.is_cuda else max(1, min(batch, CHUNK_ENTRIES // num_outputs))
         self.chunks = [slice(start, min(start + rows, batch)) for start in range(0, batch, rows)]
         self.slope_chunks = [self.slope[chunk] for chunk in self.chunks]
-        outer = slopes.new_empty(rows, num_outputs)
-        self.outer_chunks = [outer[: chunk.stop - chunk.start] for chunk in self.chunks]
         self.ones = slopes.new_ones(batch)
         # Evaluations without products go through the rows of one chunk again and again.
         self.scratch = _Slot(
@@ -108,7 +106,7 @@ class NeuralCDEField:
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         if self.slots[slot] is None:
-            self.slots[slot] = _Slot(self.slopes, self.chunks, self.widths, self.outer_chunks[0].shape[1])
+            self.slots[slot] = _Slot(self.slopes, self.chunks, self.widths, self.last_weight.shape[1])
         self.slots[slot].y.copy_(y)
         self._evaluate(self.slots[slot], y, out)
 
@@ -126,16 +124,13 @@ class NeuralCDEField:
             torch.bmm(slope, chunk.response_by_channel, out=derivative)
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
-        for chunk, slope, outer, by_derivative, by_state in zip(
-            self.slots[slot].chunks,
-            self.slope_chunks,
-            self.outer_chunks,
-            self._rows(cotangent.unsqueeze(1)),
-            self._rows(out),
-            strict=True,
+        for chunk, slope, by_derivative, by_state in zip(
+            self.slots[slot].chunks, self.slope_chunks, self._rows(cotangent.unsqueeze(1)), self._rows(out), strict=True
         ):
-            torch.mul(by_derivative, slope.transpose(1, 2), out=outer.view_as(chunk.response_by_channel))
-            tanh_backward(outer, chunk.response, grad_input=chunk.response)
+            response = chunk.response_by_channel
+            # The outer product with dX/dt is never made: the cotangent is spread over the channels as a view.
+            tanh_backward(by_derivative.expand_as(response), response, grad_input=response)
+            response.mul_(slope.transpose(1, 2))
             targets = [by_state, *chunk.cotangents]
             below = torch.mm(chunk.response, self.last_weight_transposed, out=targets[-1])
             for layer in reversed(range(len(self.weights))):
