@@ -1,95 +1,147 @@
-"""Runs conditions of both experiments and prints them as one table: `python tables.py quick`, which is `make run`."""
+"""Reruns the paper: does the runs of a preset that are missing and prints their tables, `python tables.py --help`."""
 
-import argparse
-import importlib
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
-import pandas
+import tyro
 
-from common.errors import TrainingFailed
-from common.results import Results
+from common import command_line
+from common.results import load_all
+from reproduction import typesetting
+from reproduction.local_engine import devices_of, run_locally
+from reproduction.runs import EXPERIMENTS, PRESETS, Run, preset_runs
+from reproduction.status import Status, estimated_seconds, statuses
+from reproduction.sweep import Engine, sweep
+
+README = Path(__file__).with_name("README.md")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One row of the table, by its experiment's name and what its `main` is called with."""
+class Options:
+    """Does the runs of a preset that are missing, and prints their tables.
 
-    experiment: str
-    norm: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def execute(self, device: str) -> Results:
-        """The results of this run. Experiments are imported here, so that one never needs the other's packages."""
-        return importlib.import_module(self.experiment).main(device, self.norm, **self.settings)
-
-
-def quick_runs(data_root: str | None) -> list[Run]:
-    """Minutes on a CPU: both experiments, much reduced, with and without the trick.
-
-    Speech Commands is read from `data_root`, or is the synthetic sample if there is none.
+    It may be stopped and started again at any time, and several may work on one results folder. It exits with 0 if
+    every run is done, 1 if one failed, 2 for what cannot be used, 130 after Ctrl-C and 143 after SIGTERM.
     """
-    acrobot = dict(num_trajectories=16, max_epochs=2)
-    if data_root is None:
-        speech_commands = dict(data_root="synthetic", batch_size=32, max_epochs=8)
-    else:
-        speech_commands = dict(data_root=data_root, batch_size=64, max_epochs=3)
-    return [
-        *(Run("acrobot", norm, acrobot) for norm in ("default", "seminorm", "as-published")),
-        *(Run("speech_commands", norm, speech_commands) for norm in ("default", "seminorm")),
-    ]
+
+    experiments: tyro.conf.Positional[tuple[Literal[EXPERIMENTS], ...]] = EXPERIMENTS
+    """Which experiments."""
+    preset: Literal[tuple(PRESETS)] = "paper"
+    """Quick: minutes on a CPU, reproduces no figure. Cpu: hours, reduced. Paper: everything as published."""
+    device: str = "cpu"
+    """Where to train: cpu, cuda for all GPUs, or one of them, such as cuda:1."""
+    seeds: int | None = None
+    """Runs of each condition, in place of the preset's own number."""
+    jobs: int | None = None
+    """Runs at a time; by default one on each device. They share the GPUs, and divide the CPU's threads."""
+    data_root: str | None = None
+    """Folder with the Speech Commands recordings. By default they are downloaded; quick has a synthetic sample."""
+    results_dir: str = "results"
+    """Folder of the results files."""
+    engine: Literal["local", "ray"] = "local"
+    """Local: processes of this machine. Ray: a cluster, whose address is in RAY_ADDRESS."""
+    render: bool = False
+    """Train nothing: print the tables of what is there."""
+    dry_run: bool = False
+    """Train nothing: list what is done, failed and missing, and how long that may take."""
+    retry_failed: bool = False
+    """Also do again what failed before."""
+    format: Literal[typesetting.FORMATS] = "terminal"
+    """How to print the tables."""
+    all_seeds: bool = False
+    """A row for each run in place of one for each condition."""
+    write_readme: bool = False
+    """With --render: also put the tables into README.md, in place of those that it has."""
+    check: bool = False
+    """With --render: exit with 1 if README.md has other tables than these."""
+
+    def __post_init__(self):
+        for name in ("seeds", "jobs"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}, but must be at least 1")
 
 
-def tabulate(results: list[Results]) -> str:
-    """A table in Markdown with a row for each run; what a norm saves is against `default` in the same experiment."""
-    rows = []
-    for result in results:
-        metrics = result.test_metrics
-        metric = f"accuracy {metrics.accuracy:.1%}" if "accuracy" in metrics else f"loss {metrics.loss:.4g}"
-        rows.append(
-            {
-                "experiment": result.experiment,
-                "norm": result.config["norm"],
-                "test metric": metric,
-                "forward NFE": sum(epoch.forward_nfe for epoch in result.epochs),
-                "backward NFE": sum(epoch.backward_nfe for epoch in result.epochs),
-                "seconds": sum(epoch.seconds for epoch in result.epochs),
-            }
-        )
-    table = pandas.DataFrame(rows)
-    baselines = table[table["norm"] == "default"].set_index("experiment")["backward NFE"]
-    table.insert(5, "saving", 1 - table["backward NFE"] / table["experiment"].map(baselines))
-    table["saving"] = table["saving"].map(lambda saving: "" if pandas.isna(saving) else f"{saving:.0%}")
-    table["seconds"] = table["seconds"].map("{:.0f}".format)
-    for column in ("forward NFE", "backward NFE"):
-        table[column] = table[column].map("{:,}".format)
-    return table.to_markdown(index=False, colalign=("left", "left", *["right"] * 5))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", choices=["quick"], help="which runs")
-    parser.add_argument(
-        "--data-root", help="folder with the Speech Commands recordings; the synthetic sample if not given"
+def main(options: Options) -> None:
+    """What the command line asks for."""
+    runs = preset_runs(
+        options.preset, experiments=options.experiments, data_root=options.data_root, num_seeds=options.seeds
     )
-    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
-    arguments = parser.parse_args()
-    runs = quick_runs(arguments.data_root)
-    results = []
-    for number, run in enumerate(runs, start=1):
-        print(f"Run {number} of {len(runs)}: {run.experiment}, {run.norm}")
-        try:
-            results.append(run.execute(arguments.device))
-        except (ValueError, FileNotFoundError) as error:
-            print(error, file=sys.stderr)
-            sys.exit(2)
-        except TrainingFailed as error:
-            print(f"Failed: {error}", file=sys.stderr)
-    if not results:
-        sys.exit("Every run failed, so there is no table.")
-    print(f"\nNFE and seconds are those of the training steps, all epochs together.\n\n{tabulate(results)}")
+    if options.engine == "local":
+        # Refuses an unknown device before anything starts.
+        replace(runs[0].config, device=options.device)
+    if options.dry_run:
+        print(plan(runs, options.results_dir, options.device))
+        return
+    if options.render:
+        standing = statuses(runs, options.results_dir)
+    else:
+        print(f"Preset {options.preset}: {PRESETS[options.preset].__doc__}", file=sys.stderr)
+        standing = sweep(
+            runs,
+            engine_of(options),
+            results_dir=options.results_dir,
+            device=options.device,
+            retry_failed=options.retry_failed,
+        )
+    tables = partial(typesetting.render, standing, load_all(options.results_dir).values(), all_seeds=options.all_seeds)
+    print(tables(format=options.format), end="")
+    if options.write_readme or options.check:
+        update_readme(tables(format="markdown"), check=options.check)
+    failures = [f"{status.run}: {status.reason}" for status in standing if status.state == "failed"]
+    if failures:
+        print(f"\n{len(failures)} failed; --retry-failed tries again:", *failures, sep="\n", file=sys.stderr)
+    if not options.render and any(status.state != "done" for status in standing):
+        sys.exit(1)
+
+
+def update_readme(text: str, *, check: bool) -> None:
+    """Puts the tables into README.md; with `check`, only exits with 1 if other tables are there."""
+    document = README.read_text(encoding="utf-8")
+    updated = typesetting.insert(document, text)
+    if updated == document:
+        return
+    if check:
+        sys.exit(f"The tables in {README.name} are not those of the results: write them with --write-readme.")
+    README.write_text(updated, encoding="utf-8")
+
+
+def engine_of(options: Options) -> Engine:
+    if options.engine == "ray":
+        from reproduction import ray_engine
+
+        return partial(ray_engine.run_on_ray, device=options.device)
+    return partial(run_locally, devices=devices_of(options.device, options.jobs))
+
+
+def plan(runs: Sequence[Run], results_dir: str, device: str) -> str:
+    """A line for each run: how it stands with it, and about how long it takes."""
+    seconds = estimated_seconds(runs, load_all(results_dir).values(), device)
+    standing = statuses(runs, results_dir)
+    lines = [_planned(status, second) for status, second in zip(standing, seconds, strict=True)]
+    missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
+    known = [second for second in missing if second is not None]
+    total = f"{len(missing)} of {len(runs)} runs are missing: about {_duration(sum(known))} of training"
+    if len(known) < len(missing):
+        total += f" and {len(missing) - len(known)} runs of unknown length"
+    return "\n".join([*lines, total])
+
+
+def _planned(status: Status, seconds: float | None) -> str:
+    reason = f" ({status.reason})" if status.reason else ""
+    return f"{status.state:8}{_duration(seconds):>8}  {status.run}{reason}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02} h" if minutes else f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":
-    main()
+    command_line.call(lambda: main(tyro.cli(Options)))

@@ -1,10 +1,9 @@
-"""Both experiments through their own doors: `main`, the command line, the table."""
+"""Both experiments through their own doors: `main` and the command line."""
 
 import inspect
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 import acrobot
 import speech_commands
-import tables
 from common import adjoint, command_line
 from common.errors import SolverError, TrainingFailed
 from common.results import load
@@ -182,9 +180,9 @@ def test_on_the_command_line_bad_input_is_one_sentence(monkeypatch, capsys, tmp_
     assert any(word in output for word in ("norm", "data_root", "num_hidden_layers"))
 
 
-@pytest.mark.parametrize("program", [["acrobot.py", "--norm", "True"], ["tables.py", "quick"]])
+@pytest.mark.parametrize("program", [["acrobot.py", "--norm", "True"], ["tables.py", "--preset", "quick"]])
 def test_programs_exit_with_2_for_bad_input(program, tmp_path):
-    script = Path(tables.__file__).with_name(program[0])
+    script = Path(acrobot.__file__).with_name(program[0])
     process = subprocess.run(
         [sys.executable, script, *program[1:], "--device", "toaster"], capture_output=True, text=True, cwd=tmp_path
     )
@@ -219,38 +217,6 @@ def test_a_failed_solve_is_explained_and_what_was_learnt_is_saved(small_acrobot,
         acrobot.main("cpu", True, **small_acrobot)
     (path,) = saved(small_acrobot)
     assert load(path).status == "failed"
-
-
-def test_the_table_says_what_a_norm_saves(small_acrobot):
-    result = tables.Run("acrobot", "default", small_acrobot | dict(save=False)).execute("cpu")
-    epoch = result.epochs[0]
-    other = replace(
-        result,
-        config=result.config | dict(norm="as-published"),
-        epochs=[replace(epoch, backward_nfe=epoch.backward_nfe // 2)],
-    )
-    rows = tables.tabulate([result, other]).splitlines()
-    assert [cell.strip() for cell in rows[2].split("|")][1:3] == ["acrobot", "default"]
-    assert "0%" in rows[2]
-    assert "50%" in rows[3]
-
-
-def test_without_a_default_run_there_is_no_saving(small_acrobot):
-    result = tables.Run("acrobot", "seminorm", small_acrobot | dict(save=False)).execute("cpu")
-    row = tables.tabulate([result]).splitlines()[2]
-    assert "%" not in row
-    assert "nan" not in row
-
-
-def test_without_a_single_completed_run_there_is_no_table(monkeypatch, capsys):
-    def fail(run, device):
-        raise TrainingFailed(f"{run.norm} failed")
-
-    monkeypatch.setattr(tables.Run, "execute", fail)
-    monkeypatch.setattr(sys, "argv", ["tables.py", "quick"])
-    with pytest.raises(SystemExit, match="no table"):
-        tables.main()
-    assert "Failed: as-published failed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not (RECORDINGS / "speech_commands_v0.02").is_dir(), reason="no recordings here")

@@ -1,0 +1,154 @@
+"""The paper's tables as data: what a run is, when two are the same, and presets of them; `reproduction` rests on it."""
+
+import functools
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from common.config import TrainingConfig
+from common.results import Results, directory_of
+from common.training import FREE_TO_DIFFER
+
+EXPERIMENTS = ("speech_commands", "acrobot")
+TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
+"""As in `speech_commands`, which is not imported here: a sweep of acrobot alone does without its packages."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the module of its experiment, and what its `main` is called with, device and results_dir aside."""
+
+    experiment: str
+    settings: Mapping[str, Any]
+
+    @functools.cached_property
+    def config(self) -> TrainingConfig:
+        """All its settings. ValueError if one is not allowed."""
+        return importlib.import_module(self.experiment).Config("cpu", **self.settings)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Equal for two runs exactly if they are the same."""
+        return identity(self.experiment, asdict(self.config))
+
+    def path(self, results_dir: str, suffix: str) -> Path:
+        """The file of this run with this suffix, beside its results; its folder need not exist."""
+        directory = directory_of(results_dir, self.experiment, self.config.condition)
+        return directory / f"seed-{self.config.seed}{suffix}"
+
+    def train(self, device: str, results_dir: str) -> Results:
+        """Does the run, or what is left of it."""
+        main = importlib.import_module(self.experiment).main
+        return main(device=device, results_dir=results_dir, resume=True, **self.settings)
+
+    def __str__(self) -> str:
+        return f"{self.experiment} {self.config.condition}, seed {self.config.seed}"
+
+
+def identity(experiment: str, config: Mapping[str, Any]) -> str:
+    """What makes a run this one, for `config` as in a results file: every setting that is not free to differ.
+
+    A setting that an older file does not have is at its default. Where recordings lie does not matter, but whether
+    they are the synthetic sample does.
+    """
+    defaults = {
+        setting.name: setting.default
+        for setting in fields(importlib.import_module(experiment).Config)
+        if setting.default is not MISSING
+    }
+    settings = {name: value for name, value in {**defaults, **config}.items() if name not in FREE_TO_DIFFER}
+    if "data_root" in settings:
+        settings["data_root"] = settings["data_root"] == "synthetic"
+    return json.dumps([experiment, settings], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs of one experiment that differ in how they differentiate (`variants`) and in their seed."""
+
+    experiment: str
+    variants: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    num_seeds: int
+
+
+def _norms(*names: str) -> list[dict[str, Any]]:
+    return [{"norm": name} for name in names]
+
+
+WARM_START = {"norm": "seminorm", "warm_start": True}
+"""Beyond the paper, as `discrete` is; Speech Commands has a single output interval, so nothing to carry over."""
+
+
+def quick(data_root: str | None) -> list[Block]:
+    """Minutes on a CPU, much reduced: shows that everything works, and reproduces no figure of the paper."""
+    speech = dict(data_root=data_root, batch_size=64, max_epochs=3)
+    if data_root is None:
+        speech = dict(data_root="synthetic", batch_size=32, max_epochs=8)
+    return [
+        Block("acrobot", _norms("default", "seminorm", "as-published"), dict(num_trajectories=16, max_epochs=2), 1),
+        Block("speech_commands", _norms("default", "seminorm"), speech, 1),
+    ]
+
+
+def cpu(data_root: str | None) -> list[Block]:
+    """Hours on a CPU, reduced: a folder of some of the recordings, smaller batches, fewer epochs."""
+    speech = dict(data_root=data_root, batch_size=128, metric_interval=2)
+    norms = _norms("default", "per-tensor", "seminorm")
+    return [
+        Block(
+            "speech_commands",
+            [*norms, *_norms("discrete")],
+            dict(rtol=1e-3, atol=1e-6, max_epochs=24, **speech),
+            3,
+        ),
+        Block("speech_commands", norms, dict(rtol=1e-4, atol=1e-7, max_epochs=8, **speech), 1),
+        Block("speech_commands", norms, dict(rtol=1e-5, atol=1e-8, max_epochs=8, **speech), 1),
+        Block(
+            "acrobot",
+            [*_norms("default", "seminorm", "as-published", "discrete"), WARM_START],
+            dict(max_epochs=3, metric_interval=1),
+            3,
+        ),
+    ]
+
+
+def paper(data_root: str | None) -> list[Block]:
+    """Everything as published."""
+    norms = _norms("default", "per-tensor", "seminorm", "discrete")
+    speech = [
+        Block("speech_commands", norms, dict(rtol=rtol, atol=atol, data_root=data_root), 5) for rtol, atol in TOLERANCES
+    ]
+    return [*speech, Block("acrobot", [*norms, *_norms("as-published"), WARM_START], {}, 5)]
+
+
+PRESETS = {"quick": quick, "cpu": cpu, "paper": paper}
+"""Each makes the blocks of a preset, given where the recordings are, and says in its docstring what it is."""
+
+
+def preset_runs(
+    preset: str,
+    *,
+    experiments: Sequence[str] = EXPERIMENTS,
+    data_root: str | None = None,
+    num_seeds: int | None = None,
+) -> list[Run]:
+    """The runs of a preset, those of the first seed first.
+
+    Args:
+        preset: one of `PRESETS`.
+        experiments: those wanted.
+        data_root: where the recordings are; None for a download, or the synthetic sample if the preset is quick.
+        num_seeds: seeds of each condition (0, 1, ...) in place of the preset's own number.
+    """
+    runs = [
+        Run(block.experiment, {**variant, **block.settings, "seed": seed})
+        for block in PRESETS[preset](data_root)
+        if block.experiment in experiments
+        for variant in block.variants
+        for seed in range(num_seeds or block.num_seeds)
+    ]
+    return sorted(runs, key=lambda run: run.settings["seed"])
