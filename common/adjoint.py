@@ -6,18 +6,15 @@ belongs to each accepted step, and a rejected step never computes it. The fifth 
 it is the exact gradient of the steps that the forward solve took.
 """
 
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import torchdiffeq_reference
-from .field import AutogradField
+from . import arguments, torchdiffeq_reference
+from .field import AutogradField, checked_derivative
 from .norms import Adjoint, norm_blocks
 from .passes import DifferentiableSolve, Plan
 from .solver import DEFAULT_MAX_NUM_STEPS
@@ -68,7 +65,7 @@ def solve(
         atol: absolute tolerance.
         adjoint: how to differentiate: a name of `Adjoint`, or False for `default` and True for `seminorm`.
         solver: `torchdiffeq` is the reference: stock torchdiffeq with the same norm. It forgets all later jumps once a
-            step happens to end on one, and where it cannot go on it raises AssertionError.
+            step happens to end on one.
         jump_t: times at which func is discontinuous in t. Every one between the first and the last time, or at the last
             one, is the end of a step in both directions.
         adjoint_rtol: relative tolerance of the backward solve; `rtol` if not given.
@@ -86,29 +83,33 @@ def solve(
         SolverError: if a solve, forward or backward, cannot go on.
     """
     adjoint = Adjoint.parse(adjoint)
-    times = _checked_times(t)
-    _check_positive(rtol=rtol, atol=atol, adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, first_step=first_step)
-    _check_counts(checkpoint_interval=checkpoint_interval, max_num_steps=max_num_steps)
-    if adjoint is Adjoint.DISCRETE and t.requires_grad:
-        raise ValueError("t requires a gradient, but 'discrete' takes its steps as given: use 'seminorm' or t.detach()")
+    if not callable(func):
+        arguments.refuse("func", func, "a function of t and y")
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError("func is no nn.Module, so its parameters are not known: name them by adjoint_params=(...)")
-    if not isinstance(y0, (Tensor, tuple)):
-        raise ValueError(f"y0 is a {type(y0).__name__}, but must be a tensor or a tuple of tensors")
+    shapes = arguments.state_shapes(y0)
     if isinstance(y0, tuple):
-        shapes = [component.shape for component in y0]
-        flat = torch.cat([component.reshape(-1) for component in y0])
-        func, y0, adjoint_params = _TupleFunction(func, shapes), flat, _parameters(func, adjoint_params)
-    else:
-        shapes = [y0.shape]
-    if y0.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"y0 is of dtype {y0.dtype}, but must be float32 or float64")
+        func, y0 = _TupleFunction(func, shapes), torch.cat([component.reshape(-1) for component in y0])
+    parameters = arguments.parameters(adjoint_params, func, y0.device)
+    # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
+    largest = torch.finfo(y0.dtype).max / 100
+    times, jumps = arguments.output_times(t, largest), arguments.jump_times(jump_t, largest)
+    t = t.to(y0.device)
+    if adjoint is Adjoint.DISCRETE and t.requires_grad:
+        raise ValueError("t requires a gradient, but 'discrete' takes its steps as given: use 'seminorm' or t.detach()")
+    rtol = arguments.number("rtol", rtol, maximum=largest)
+    atol = arguments.number("atol", atol, maximum=largest)
+    adjoint_rtol = arguments.number("adjoint_rtol", rtol if adjoint_rtol is None else adjoint_rtol, maximum=largest)
+    adjoint_atol = arguments.number("adjoint_atol", atol if adjoint_atol is None else adjoint_atol, maximum=largest)
+    if first_step is not None:
+        first_step = arguments.number("first_step", first_step, maximum=largest)
+    warm_start = arguments.flag("warm_start", warm_start)
+    checkpoint_interval = arguments.whole_number("checkpoint_interval", checkpoint_interval)
+    max_num_steps = arguments.whole_number("max_num_steps", max_num_steps)
 
     statistics = SolveStatistics()
-    jumps = torch.as_tensor(jump_t, dtype=torch.float64).tolist()
-    if not all(map(math.isfinite, jumps)):
-        raise ValueError(f"jump_t must be finite, not {jumps}")
-    if solver == "torchdiffeq":
+    state_sizes = [shape.numel() for shape in shapes]
+    if arguments.choice("solver", solver, ("dopri5", "torchdiffeq")) == "torchdiffeq":
         if warm_start:
             raise ValueError("warm_start=True needs solver='dopri5'")
         solution = torchdiffeq_reference.solve(
@@ -117,18 +118,18 @@ def solve(
             t,
             adjoint=adjoint,
             jumps=jumps,
-            state_sizes=[shape.numel() for shape in shapes],
-            parameters=_parameters(func, adjoint_params),
+            state_sizes=state_sizes,
+            parameters=parameters,
             statistics=statistics,
-            tolerances=(rtol, atol, adjoint_rtol or rtol, adjoint_atol or atol),
-            options=dict(first_step=first_step, max_num_steps=max_num_steps),
+            tolerances=(rtol, atol, adjoint_rtol, adjoint_atol),
+            first_step=first_step,
+            max_num_steps=max_num_steps,
         )
-    elif solver == "dopri5":
+    else:
         has_fused_field = adjoint_params is None and hasattr(func, "fused_field")
         if has_fused_field and not t.requires_grad and all(parameter.requires_grad for parameter in func.parameters()):
             vector_field = func.fused_field(y0)
         else:
-            parameters = _parameters(func, adjoint_params)
             vector_field = AutogradField(func, parameters, y0.shape, time_gradient=t.requires_grad)
         plan = Plan(
             vector_field=vector_field,
@@ -137,9 +138,9 @@ def solve(
             jumps=jumps,
             rtol=rtol,
             atol=atol,
-            adjoint_rtol=adjoint_rtol or rtol,
-            adjoint_atol=adjoint_atol or atol,
-            state_sizes=[shape.numel() for shape in shapes],
+            adjoint_rtol=adjoint_rtol,
+            adjoint_atol=adjoint_atol,
+            state_sizes=state_sizes,
             first_step=first_step,
             warm_start=warm_start,
             checkpoint_interval=checkpoint_interval,
@@ -156,10 +157,8 @@ def solve(
                 solution_size=len(times) * y0.numel(),
             )
         solution = DifferentiableSolve.apply(plan, *inputs)
-    else:
-        raise ValueError(f"unknown solver {solver!r}: use 'dopri5' or 'torchdiffeq'")
-    if len(shapes) > 1 or isinstance(func, _TupleFunction):
-        pieces = solution.split([shape.numel() for shape in shapes], dim=-1)
+    if isinstance(func, _TupleFunction):
+        pieces = solution.split(state_sizes, dim=-1)
         solution = tuple(piece.view(len(times), *shape) for piece, shape in zip(pieces, shapes, strict=True))
     return Solution(solution, statistics)
 
@@ -179,39 +178,12 @@ class _TupleFunction(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         pieces = y.split([shape.numel() for shape in self.shapes])
-        derivatives = self.func(t, tuple(piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True)))
-        found = [tuple(derivative.shape) for derivative in derivatives]
-        if found != [tuple(shape) for shape in self.shapes]:
+        pieces = tuple(piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True))
+        derivatives = self.func(t, pieces)
+        if not isinstance(derivatives, tuple | list) or len(derivatives) != len(pieces):
             raise ValueError(
-                f"the vector field returned shapes {found} for a state of shapes {[tuple(s) for s in self.shapes]}: "
-                "both must be the same"
+                f"the vector field returned {arguments.shown(derivatives)} for a state of {len(pieces)} tensors: "
+                "it must return a tuple of as many"
             )
+        derivatives = map(checked_derivative, derivatives, pieces)
         return torch.cat([derivative.reshape(-1) for derivative in derivatives])
-
-
-def _parameters(func: nn.Module, adjoint_params: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-    candidates = func.parameters() if adjoint_params is None else adjoint_params
-    return tuple(parameter for parameter in candidates if parameter.requires_grad)
-
-
-def _checked_times(t: Tensor) -> list[float]:
-    if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point() or len(t) < 2:
-        given = f"shape {tuple(t.shape)} and dtype {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
-        raise ValueError(f"t must be a floating-point tensor of shape (times,) with two times or more, not {given}")
-    times = t.detach().double().tolist()
-    steps = [after - before for before, after in pairwise(times)]
-    if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)) or not math.isfinite(sum(times)):
-        raise ValueError(f"t must be finite and strictly increasing or decreasing, not {times}")
-    return times
-
-
-def _check_counts(**values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
-
-
-def _check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, numbers.Real) and 0 < value < math.inf):
-            raise ValueError(f"{name} is {value!r}, but must be a finite number above 0")

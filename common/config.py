@@ -1,8 +1,6 @@
 """The settings of a training, checked and normalised once; each experiment derives its own from them."""
 
 import functools
-import math
-import numbers
 import os
 import typing
 from collections.abc import Callable
@@ -11,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import adjoint
+from . import adjoint, arguments
 from .adjoint import Solution
 from .norms import Adjoint
 
@@ -21,8 +19,8 @@ class TrainingConfig:
     """What the settings of every experiment have in common.
 
     A field's annotation, in derived classes too, says what it may be: an `int` is at least 1 and a `float` finite and
-    above 0 (or at least the `minimum` in the field's metadata), a `Literal` is one of its values. A path becomes a
-    string. A field with `condition=False` in its metadata does not change what is learnt.
+    above 0, or within the `minimum` and `maximum` in the field's metadata; a `Literal` is one of its values. A path
+    becomes a string. A field with `condition=False` in its metadata does not change what is learnt.
 
     Raises:
         ValueError: if a value is not allowed; it says what is.
@@ -98,23 +96,19 @@ class TrainingConfig:
 
 
 def _checked(setting: Field, value: Any) -> Any:
-    kind, minimum = setting.type, setting.metadata.get("minimum")
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """`value` as the setting's annotation has it; numbers of other libraries, such as NumPy's, become Python's."""
+    kind, limits = setting.type, {name: limit for name, limit in setting.metadata.items() if name != "condition"}
     if kind is int:
-        minimum = 1 if minimum is None else minimum
-        valid, allowed = is_number and value == value // 1 >= minimum, f"a whole number of at least {minimum}"
-    elif kind is float:
-        valid = is_number and math.isfinite(value) and (value > 0 if minimum is None else value >= minimum)
-        allowed = "a finite number " + ("above 0" if minimum is None else f"of at least {minimum}")
-    elif typing.get_origin(kind) is typing.Literal:
-        choices = typing.get_args(kind)
-        valid, allowed = value in choices, f"one of {', '.join(map(repr, choices))}"
-    else:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not valid:
-        raise ValueError(f"{setting.name} is {value!r}, but must be {allowed}")
-    # Numbers of other libraries, such as NumPy's, cannot be saved as JSON.
-    return kind(value) if kind in (int, float) else value
+        return arguments.whole_number(setting.name, value, **limits)
+    if kind is float:
+        return arguments.number(setting.name, value, **limits)
+    if kind is bool:
+        return arguments.flag(setting.name, value)
+    if typing.get_origin(kind) is typing.Literal:
+        return arguments.choice(setting.name, value, typing.get_args(kind))
+    if os.PathLike in typing.get_args(kind) and not (value is None and type(None) in typing.get_args(kind)):
+        return arguments.path(setting.name, value)
+    return value
 
 
 def _checked_device(device: int | str | torch.device) -> str:
@@ -122,8 +116,8 @@ def _checked_device(device: int | str | torch.device) -> str:
     available = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
     try:
         name = str(torch.device(device))
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         name = None
     if name not in available:
-        raise ValueError(f"device is {device!r}, but this machine has {', '.join(available)}")
+        raise ValueError(f"device is {arguments.shown(device)}, but this machine has {', '.join(available)}")
     return name

@@ -46,6 +46,26 @@ class Field(Protocol):
         """The flat `gradient` as tensors of the parameters' shapes."""
 
 
+def checked_derivative(derivative: Tensor, y: Tensor) -> Tensor:
+    """`derivative`, which a user's function returned for the state `y`.
+
+    Raises:
+        ValueError: if it is not a dense tensor of real numbers of the shape and on the device of `y`.
+    """
+    if not isinstance(derivative, Tensor):
+        found = f"a {type(derivative).__name__}"
+    elif derivative.shape != y.shape:
+        found = f"shape {tuple(derivative.shape)}"
+    elif derivative.device != y.device or derivative.layout is not torch.strided or derivative.is_complex():
+        found = f"a tensor of {derivative.dtype} and {derivative.layout} on {derivative.device}"
+    else:
+        return derivative
+    raise ValueError(
+        f"the vector field returned {found} for a state of shape {tuple(y.shape)} on {y.device}: "
+        "it must return dy/dt, a dense tensor of real numbers of that shape there"
+    )
+
+
 class AutogradField:
     """Any `func(t, y)` as a `Field`: products by autograd, on the graph kept since the evaluation.
 
@@ -68,25 +88,16 @@ class AutogradField:
     def enter(self, t0: float, t1: float) -> None:
         """A field of `t` alone needs no telling."""
 
-    def _call(self, t: Tensor, y: Tensor) -> Tensor:
-        derivative = self.func(t, y)
-        if derivative.shape != self.shape:
-            raise ValueError(
-                f"the vector field returned shape {tuple(derivative.shape)} for a state of shape {tuple(self.shape)}: "
-                "both must be the same"
-            )
-        return derivative
-
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
         with torch.no_grad():
-            out.copy_(self._call(y.new_tensor(t), y))
+            out.copy_(checked_derivative(self.func(y.new_tensor(t), y), y))
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         with torch.enable_grad():
             # Leaves of their own: the solver writes the next stages over `y`, the graph must keep its value.
             time = y.new_tensor(t).requires_grad_(self.time_gradient)
             state = y.detach().clone().requires_grad_(True)
-            derivative = self._call(time, state)
+            derivative = checked_derivative(self.func(time, state), state)
         self.points[slot] = (time, state, derivative)
         out.copy_(derivative.detach())
 

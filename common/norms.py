@@ -15,6 +15,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from .arguments import shown
+
 Block = tuple[int, int]
 """Where a block starts and stops in the flat vector."""
 
@@ -48,7 +50,7 @@ class Adjoint(str, Enum):
         except ValueError:
             names = ", ".join(repr(member.value) for member in cls)
             raise ValueError(
-                f"unknown norm {norm!r}: use one of {names}, or False for 'default' and True for 'seminorm'"
+                f"unknown norm {shown(norm)}: use one of {names}, or False for 'default' and True for 'seminorm'"
             ) from None
 
 

@@ -1,0 +1,173 @@
+"""Checks of what users give, each saying in one sentence what is wrong with it: the settings and the solve use them."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import Any, NoReturn
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+JUMPS = "a list of times or a tensor of shape (times,)"
+LARGEST_WHOLE = 2**63 - 1
+"""The largest whole number that PyTorch takes."""
+
+
+def shown(value: Any) -> str:
+    """`value` as an error shows it: on one line, and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python refuses to print an integer of more than 4,300 digits.
+        text = f"a very long {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    """Raise ValueError: the argument `name` is `value`, but must be what `allowed` says."""
+    raise ValueError(f"{name} is {shown(value)}, but must be {allowed}")
+
+
+def number(name: str, value: Any, *, minimum: float | None = None, maximum: float = math.inf) -> float:
+    """The finite number `value`, above 0 if there is no `minimum`. ValueError if it is none."""
+    try:
+        converted = float(value) if _is_real(value) else math.nan
+    except OverflowError:
+        converted = math.inf
+    if converted > maximum:
+        refuse(name, value, f"at most {maximum:.2g}")
+    if not (math.isfinite(converted) and (converted > 0 if minimum is None else converted >= minimum)):
+        refuse(name, value, "a finite number " + ("above 0" if minimum is None else f"of at least {minimum}"))
+    return converted
+
+
+def whole_number(name: str, value: Any, *, minimum: int = 1, maximum: int = LARGEST_WHOLE) -> int:
+    """The whole number `value`, at least `minimum`. ValueError if it is none."""
+    if _is_real(value) and value > maximum:
+        refuse(name, value, f"at most {maximum}")
+    if not (_is_real(value) and value >= minimum and value == int(value)):
+        refuse(name, value, f"a whole number of at least {minimum}")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """The bool `value`. ValueError if it is none."""
+    if not isinstance(value, bool | numpy.bool_):
+        refuse(name, value, "True or False")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """The string `value`. ValueError if it is not among `choices`."""
+    if not (isinstance(value, str) and value in choices):
+        refuse(name, value, f"one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def path(name: str, value: Any) -> str:
+    """The path `value` as a string, with ~ at its start expanded. ValueError if no folder can have it."""
+    try:
+        encoded = os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):
+        encoded = b""
+    if not encoded or b"\0" in encoded:
+        refuse(name, value, "the path of a folder")
+    return os.path.expanduser(os.fsdecode(encoded))
+
+
+def state_shapes(y0: Tensor | tuple[Tensor, ...]) -> list[torch.Size]:
+    """The shape of `y0`, or of each of its tensors.
+
+    Raises:
+        ValueError: if it is no dense tensor with entries of float32 or float64, nor a tuple of such, all of one dtype
+            and on one device.
+    """
+    tensors = y0 if isinstance(y0, tuple) else (y0,)
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        refuse("y0", y0, "a tensor or a tuple of tensors")
+    for tensor in tensors:
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"y0 is of dtype {tensor.dtype}, but must be float32 or float64")
+        if not _is_dense(tensor) or tensor.numel() == 0:
+            raise ValueError(f"y0 is {_described(tensor)}, but must be dense and have entries")
+        if (tensor.dtype, tensor.device) != (tensors[0].dtype, tensors[0].device):
+            raise ValueError(
+                f"the tensors of y0 must have one dtype and one device, but are {_described(tensors[0])} and "
+                f"{_described(tensor)}"
+            )
+    return [tensor.shape for tensor in tensors]
+
+
+def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device: torch.device) -> tuple[Tensor, ...]:
+    """Those of the `adjoint_params`, or else of the parameters of `func`, that want a gradient.
+
+    Raises:
+        ValueError: if one is no dense tensor of real numbers on `device`.
+    """
+    candidates = func.parameters() if adjoint_params is None else adjoint_params
+    try:
+        candidates = tuple(candidates)
+    except TypeError:
+        candidates = None
+    # A single tensor would be taken apart into rows that func does not know.
+    if candidates is None or isinstance(adjoint_params, Tensor):
+        refuse("adjoint_params", adjoint_params, "a sequence of tensors, such as (weight,)")
+    found = []
+    for candidate in candidates:
+        if not isinstance(candidate, Tensor):
+            refuse(
+                "adjoint_params", adjoint_params, f"a sequence of tensors, but a {type(candidate).__name__} is in it"
+            )
+        if not candidate.requires_grad:
+            continue
+        if candidate.device != device or candidate.is_complex() or not _is_dense(candidate):
+            raise ValueError(
+                f"a parameter is {_described(candidate)}, but must be dense and real and on {device}, where y0 is"
+            )
+        found.append(candidate)
+    return tuple(found)
+
+
+def output_times(t: Tensor, largest: float) -> list[float]:
+    """The entries of `t`. ValueError if they are no times to solve from one to the next, none beyond `largest`."""
+    if not (isinstance(t, Tensor) and t.dim() == 1 and t.is_floating_point() and _is_dense(t) and len(t) >= 2):
+        given = _described(t) if isinstance(t, Tensor) else f"a {type(t).__name__}"
+        raise ValueError(f"t must be a floating-point tensor of shape (times,) with two times or more, not {given}")
+    values = t.detach().double().tolist()
+    steps = [after - before for before, after in pairwise(values)]
+    if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)) or not _within(values, largest):
+        refuse("t", values, f"finite and strictly increasing or decreasing, none beyond {largest:.2g}")
+    return values
+
+
+def jump_times(jump_t: Tensor | Sequence[float], largest: float) -> list[float]:
+    """The entries of `jump_t` in order, each once. ValueError if they are no times, none beyond `largest`."""
+    try:
+        tensor = jump_t if isinstance(jump_t, Tensor) else torch.as_tensor(numpy.asarray(jump_t))
+    except (TypeError, ValueError, RuntimeError):
+        refuse("jump_t", jump_t, JUMPS)
+    if tensor.dim() != 1 or tensor.is_complex() or not _is_dense(tensor):
+        refuse("jump_t", jump_t, JUMPS)
+    values = tensor.detach().double().tolist()
+    if not _within(values, largest):
+        refuse("jump_t", values, f"finite and at most {largest:.2g}")
+    return sorted(set(values))
+
+
+def _within(values: Sequence[float], largest: float) -> bool:
+    return all(abs(value) <= largest for value in values)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _described(tensor: Tensor) -> str:
+    sparse = "" if tensor.layout is torch.strided else f" of layout {tensor.layout}"
+    return f"a tensor of shape {tuple(tensor.shape)}, dtype {tensor.dtype} on {tensor.device}{sparse}"
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
