@@ -1,13 +1,16 @@
-"""Keeps what is slow to make on disk, as tensors; every data set uses it."""
+"""Keeps on disk what is slow to make, as tensors or as a folder; every data set uses it."""
 
+import contextlib
+import errno
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -30,10 +33,11 @@ def load_or_build(path: Path, build: Callable[[], dict[str, Tensor]]) -> dict[st
     """The CPU tensors stored in `path`; where there are none, or they cannot be read, those of `build()`, then stored.
 
     Of several processes that ask for the same path one builds and the others wait for it. The folder must exist.
+    OSError if the disk is full; it says so.
     """
     tensors = _read(path)
     if tensors is None:
-        with FileLock(f"{path}.lock"):
+        with _sole_maker(path):
             tensors = _read(path)  # another process may have built it while this one waited
             if tensors is None:
                 if path.exists():
@@ -41,6 +45,52 @@ def load_or_build(path: Path, build: Callable[[], dict[str, Tensor]]) -> dict[st
                 tensors = build()
                 _write(path, tensors)
     return tensors
+
+
+def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Has `fill` make the contents of `folder`, unless they are there; an attempt cut short leaves no such folder.
+
+    Of several processes that ask for the same folder one fills it and the others wait for it. OSError if the disk is
+    full; it says so.
+    """
+    with _sole_maker(folder):
+        if not folder.is_dir():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                fill(partial)
+                os.sync()  # or else, after a power cut, the name could be on the disk without all that is in it
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_lack_of_room(error: Exception) -> bool:
+    """Whether an error says that a disk is full, or a quota used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def _sole_maker(path: Path) -> Iterator[None]:
+    """Holds the lock of `path`, for which it may have to wait, and explains a full disk."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("Waiting for another process, which is making %s.", path)
+        lock.acquire()
+    try:
+        yield
+    except OSError as error:
+        if not is_lack_of_room(error):
+            raise
+        raise OSError(
+            f"There is no room for {path} ({error.strerror}): make some, or set SEMINORM_CACHE to a folder on another "
+            "disk, and do the same again."
+        ) from error
+    finally:
+        lock.release()
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

@@ -1,26 +1,22 @@
 """Speech Commands, ten words, as paths of mel-frequency cepstral coefficients: what the Neural CDE is trained on."""
 
 import hashlib
-import http.client
 import json
 import logging
-import os
-import shutil
+import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-from filelock import FileLock
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm import tqdm
 
-from . import synthetic
+from . import download, synthetic
 from .batches import Batches, DataSplit
-from .cache import cache_directory, load_or_build
+from .cache import cache_directory, load_or_build, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +29,10 @@ SAMPLE_RATE = 16_000
 CLIP_LENGTH = 16_000
 PATH_LENGTH = 161
 FOLDER = "speech_commands_v0.02"
+URL = f"http://download.tensorflow.org/data/{FOLDER}.tar.gz"
+SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+WANTED = re.compile(rf"({'|'.join(WORDS)})/[^/]+\.wav|(validation|testing)_list\.txt")
+"""Which files of the archive are unpacked."""
 MFCC = {"log_mels": True, "n_mfcc": 20, "melkwargs": {"n_fft": 200, "n_mels": 64}}
 CACHE_VERSION = 1  # raise it with every change of what `_coefficients` returns
 CHUNK_SIZE = 256  # clips that are transformed at once
@@ -61,7 +61,7 @@ def load(
 
     `data_root` is a folder that holds speech_commands_v0.02/ or torchaudio's SpeechCommands/speech_commands_v0.02/, or
     is that folder itself. It may hold fewer clips than the full set; the log says how many. "synthetic" stands for the
-    sounds of synthetic.py and None for a download through torchaudio, each made once and kept in the cache.
+    sounds of synthetic.py and None for a download of 2.4 GB, each made once and kept in the cache.
 
     The split "published" is the paper's: 70 %, 15 % and 15 % at random, stratified by label, so that the same speakers
     are in every part. Its authors took the files in the order of their file system; here they are sorted, which makes
@@ -70,7 +70,7 @@ def load(
     Clips of another length than 16,000 samples are dropped, as in the paper. Files that are not whole WAV files of one
     channel, 16 bits and 16 kHz are named in the log and skipped. ValueError if more than 1 % are such, if `data_root`
     is not such a folder or lacks words or the lists, if the split is unknown or there are too few clips for it;
-    FileNotFoundError if the download fails.
+    FileNotFoundError if the download fails; OSError if there is no room for it in the cache.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, but the splits are {' and '.join(map(repr, SPLITS))}.")
@@ -101,9 +101,12 @@ def load(
 def _find_folder(data_root: str | Path | None, cache: Path) -> Path:
     """The folder that holds the folders of the words."""
     if data_root is None:
-        root = _create_once(cache / "speech_commands", _download)
+        root, archive = cache / "speech_commands", cache / f"{FOLDER}.tar.gz"
+        make_folder(root, lambda partial: _download(archive, partial / FOLDER))
+        archive.unlink(missing_ok=True)
     elif data_root == "synthetic":
-        root = _create_once(cache / f"synthetic-{synthetic.VERSION}", synthetic.write)
+        root = cache / f"synthetic-{synthetic.VERSION}"
+        make_folder(root, synthetic.write)
     else:
         root = Path(data_root).expanduser()
     for folder in (root / FOLDER, root / "SpeechCommands" / FOLDER, root):
@@ -112,27 +115,13 @@ def _find_folder(data_root: str | Path | None, cache: Path) -> Path:
     raise ValueError(f"data_root {root} {'holds none of the words' if root.is_dir() else 'is not a folder'}: {HELP}.")
 
 
-def _create_once(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """The folder as `fill` made it, now or before; an attempt that was cut short leaves no folder of that name."""
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            fill(partial)
-            os.replace(partial, folder)
-    return folder
-
-
-def _download(root: Path) -> None:
-    """Download and unpack the data set, whose checksum torchaudio verifies, and delete the archive."""
-    import torchaudio
-
+def _download(archive: Path, folder: Path) -> None:
+    """Make `folder` from the archive, which is downloaded unless it is there."""
     try:
-        torchaudio.datasets.SPEECHCOMMANDS(root, download=True)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise FileNotFoundError(f"Speech Commands (about 2.3 GB) cannot be downloaded ({error}): {HELP}.") from error
-    (root / f"{FOLDER}.tar.gz").unlink()
+        download.fetch(URL, archive, SHA256)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or {HELP}.") from error
+    download.unpack(archive, folder, WANTED)
 
 
 def _list_files(folder: Path) -> list[Path]:

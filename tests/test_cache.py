@@ -1,9 +1,9 @@
 """The cache builds once, also across processes, and recovers from whatever has happened to its file."""
 
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,7 @@ from datasets.cache import cache_directory, load_or_build
 
 TENSORS = {"path": torch.arange(600.0).reshape(20, 30), "label": torch.arange(20)}
 
-BUILD_IN_A_PROCESS = """
-import os, sys, tempfile, time, torch
-from pathlib import Path
-from datasets.cache import load_or_build
-
-def build():
-    tempfile.mkstemp(prefix="built-", dir=folder)
-    time.sleep(0.5)
-    return {"pid": torch.tensor(os.getpid())}
-
-folder = Path(sys.argv[1])
-print(load_or_build(folder / "cached", build)["pid"].item())
-"""
+FORK = multiprocessing.get_context("fork")
 
 
 class Payload:
@@ -61,13 +49,34 @@ def test_builds_once_and_then_reads(tmp_path, caplog):
 
 
 def test_of_two_processes_one_builds(tmp_path):
-    command = [sys.executable, "-c", BUILD_IN_A_PROCESS, str(tmp_path)]
-    root = Path(__file__).parents[1]
-    processes = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    first, second = (process.communicate(timeout=60)[0] for process in processes)
-    assert first == second
-    assert first.strip().isdigit()
-    assert len(list(tmp_path.glob("built-*"))) == 1
+    built = FORK.SimpleQueue()
+
+    def build_slowly():
+        tensors = load_or_build(tmp_path / "cached", lambda: (time.sleep(0.3), {"pid": torch.tensor(os.getpid())})[1])
+        built.put(tensors["pid"].item())
+
+    processes = [FORK.Process(target=build_slowly) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert built.get() == built.get()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_a_kill_while_it_writes_leaves_nothing_that_counts(tmp_path):
+    path, partial = tmp_path / "cached", tmp_path / "cached.partial"
+    big = {"big": torch.zeros(2**26)}
+    process = FORK.Process(target=load_or_build, args=(path, lambda: big))
+    process.start()
+    while not partial.exists() or partial.stat().st_size == 0:
+        assert process.is_alive()
+    process.kill()
+    process.join()
+    assert not path.exists()
+    assert 0 < partial.stat().st_size < 2**28
+    assert_equal(load_or_build(path, build))
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -292,41 +291,6 @@ def test_synthetic_sample_is_written_once(tmp_path, caplog, monkeypatch):
     assert "400 synthetic sounds, which are not speech" in caplog.text
     monkeypatch.setattr(synthetic, "write", None)
     assert load_from("synthetic", tmp_path).digest == data.digest
-
-
-class FakeDownload:
-    """Stands in for torchaudio's class: leaves the archive and the sample, or fails half-way."""
-
-    def __init__(self, sample):
-        self.sample, self.fails, self.num_calls = sample, False, 0
-
-    def __call__(self, root, *, download):
-        assert download
-        self.num_calls += 1
-        (root / f"{FOLDER}.tar.gz").write_bytes(b"archive")
-        words = WORDS[:3] if self.fails else WORDS
-        for word in words:
-            shutil.copytree(self.sample / FOLDER / word, root / "SpeechCommands" / FOLDER / word)
-        if self.fails:
-            raise URLError("no network")
-
-
-def test_download_happens_once_and_fails_whole(sample, cache, tmp_path, monkeypatch):
-    import torchaudio
-
-    fake = FakeDownload(sample)
-    monkeypatch.setattr(torchaudio.datasets, "SPEECHCOMMANDS", fake)
-    fake.fails = True
-    with pytest.raises(
-        FileNotFoundError, match=r"2.3 GB\) cannot be downloaded .*no network.*give as data_root .*synthetic"
-    ):
-        load_from(None, tmp_path)
-    fake.fails = False
-    data = load_from(None, tmp_path)
-    assert data.digest == load_from(sample, cache).digest
-    assert load_from(None, tmp_path).digest == data.digest
-    assert fake.num_calls == 2
-    assert not list(tmp_path.rglob("*.tar.gz"))
 
 
 def test_import_leaves_torchaudio_out():
