@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .dopri5 import NUM_STAGES, STAGE_MATRIX, STEP_WEIGHTS
+from .dopri5 import NUM_STAGES, STAGE_MATRIX
 from .field import Field
 from .solver import stage_times
 from .statistics import Statistics
@@ -121,7 +121,8 @@ def _reverse_step(
             stages.linearise(step, start, NUM_STAGES - 1)
             end_gradient = end_gradient + stages.pullback(NUM_STAGES - 1, last_slope_gradient, gradient)
 
-    slope_gradients = torch.outer(end_gradient.new_tensor(STEP_WEIGHTS) * dt, end_gradient)
+    # The tableau's last row is the step: weights that are already on the device.
+    slope_gradients = torch.outer(stages.tableau[-1] * dt, end_gradient)
     start_gradient = end_gradient.clone()
     for index, weights in step.outputs.items():
         start_gradient += solution_gradient[index]

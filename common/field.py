@@ -23,6 +23,9 @@ class Field(Protocol):
 
     parameter_sizes: tuple[int, ...]
     """Number of entries of each parameter with a gradient, in the order in which they lie in a flat gradient."""
+    is_static: bool
+    """Whether, from one `enter` to the next, what the other methods do depends on nothing but the contents of tensors
+    that stay where they are: not on `t`. On a GPU its steps are then recorded once for each solve, and replayed."""
 
     def enter(self, t0: float, t1: float) -> None:
         """What is evaluated from now on lies between `t0` and `t1`, on the inner sides of jumps at either of them."""
@@ -76,6 +79,8 @@ class AutogradField:
         time_gradient: whether the gradient is to have one more entry at its end, the product with df/dt.
     """
 
+    is_static = False
+
     def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
         self.func = func
         self.parameters = parameters
@@ -90,12 +95,12 @@ class AutogradField:
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
         with torch.no_grad():
-            out.copy_(checked_derivative(self.func(y.new_tensor(t), y), y))
+            out.copy_(checked_derivative(self.func(y.new_full((), t), y), y))
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         with torch.enable_grad():
             # Leaves of their own: the solver writes the next stages over `y`, the graph must keep its value.
-            time = y.new_tensor(t).requires_grad_(self.time_gradient)
+            time = y.new_full((), t, requires_grad=self.time_gradient)
             state = y.detach().clone().requires_grad_(True)
             derivative = checked_derivative(self.func(time, state), state)
         self.points[slot] = (time, state, derivative)

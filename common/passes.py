@@ -10,6 +10,7 @@ from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
 from .field import Field
 from .norms import Adjoint, Block, consecutive_blocks
+from .replay import Replay
 from .solver import Solver
 from .statistics import SolveStatistics
 
@@ -80,6 +81,7 @@ class _ForwardSystem:
         self.field = vector_field
         self.shape = shape
         self.size = self.num_coupled = shape.numel()
+        self.is_static = vector_field.is_static
         self.enter = vector_field.enter
 
     def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
@@ -103,6 +105,7 @@ class _AdjointSystem:
         self.carries_integrals = carries_integrals
         self.num_coupled = 2 * shape.numel()
         self.size = self.num_coupled + carries_integrals * (sum(vector_field.parameter_sizes) + 1)
+        self.is_static = vector_field.is_static
         self.enter = vector_field.enter
         self.reuse_last_stage = vector_field.reuse_last_slot
 
@@ -127,6 +130,31 @@ class _AdjointSystem:
         if self.carries_integrals:
             integral_slopes.zero_()
             self.field.add_parameter_product(stage, -1.0, integral_slopes)
+
+
+class _Quadrature:
+    """The parameters' part of the backward solve, summed over its accepted steps into `integrals`."""
+
+    def __init__(self, vector_field: Field, integrals: Tensor):
+        self.field = vector_field
+        self.integrals = integrals
+        self.rate = torch.zeros_like(integrals)
+        """The weighted mean of the parameters' slopes in a step."""
+        self._whole_steps = Replay(device=integrals.device, is_static=vector_field.is_static)
+
+    def add_step(self, dt: float, weights: Sequence[float]) -> None:
+        """Add the integral over a step of size `dt`, given the weights of its stages."""
+        if weights is STEP_WEIGHTS:
+            self._whole_steps(lambda: self._average(STEP_WEIGHTS))
+        else:
+            self._average(weights)
+        self.integrals.add_(self.rate, alpha=-dt)
+
+    def _average(self, weights: Sequence[float]) -> None:
+        self.rate.zero_()
+        for slot, weight in enumerate(weights):
+            if weight:
+                self.field.add_parameter_product(slot, weight, self.rate)
 
 
 def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
@@ -184,6 +212,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     state[half : 2 * half] = solution_gradient[-1]
     # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
     integrals = solution.new_zeros(num_parameters + 1)
+    quadrature = _Quadrature(vector_field, integrals) if by_quadrature else None
     time_gradient = solution.new_zeros(len(times))
     step = plan.last_step if plan.warm_start else None
     for index in range(len(times) - 1, 0, -1):
@@ -200,10 +229,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
             if by_quadrature:
                 is_last = solver.has_passed(times[index - 1])
                 weights = solver.weights_at(times[index - 1]) if is_last else STEP_WEIGHTS
-                dt = solver.t1 - solver.t0
-                for slot, weight in enumerate(weights):
-                    if weight:
-                        vector_field.add_parameter_product(slot, -dt * weight, integrals)
+                quadrature.add_step(solver.t1 - solver.t0, weights)
         state = solver.interpolate(times[index - 1])
         state[half : 2 * half] += solution_gradient[index - 1]
         step = solver.next_step if plan.warm_start else None

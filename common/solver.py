@@ -28,6 +28,7 @@ from .dopri5 import (
 )
 from .errors import SolverError
 from .norms import Block, block_norm
+from .replay import Replay
 from .statistics import Statistics
 
 DEFAULT_MAX_NUM_STEPS = 100_000
@@ -41,6 +42,8 @@ class System(Protocol):
 
     size: int
     num_coupled: int
+    is_static: bool
+    """See `Field.is_static`."""
 
     def enter(self, t0: float, t1: float) -> None:
         """See `Field.enter`."""
@@ -123,6 +126,8 @@ class Solver:
         self.starts = [*[self.start[:coupled]] * (NUM_STAGES - 1), self.start]
         self.ends = [*self.stage_states[: NUM_STAGES - 1], self.end]
         system.bind(self.stage_states, self.slopes.unbind())
+        self._first_slope = Replay(device=like.device, is_static=system.is_static)
+        self._attempts = Replay(device=like.device, is_static=system.is_static)
 
     def begin(self, t0: float, t_end: float, state: Tensor, *, first_step: float | None = None) -> None:
         """Stand at `t0` with `state` (size), ready to step towards `t_end`.
@@ -225,14 +230,14 @@ class Solver:
     def _evaluate_first(self, t: float) -> None:
         self.statistics.evaluation_times.append(t)
         self.first_stage_time = t
-        self.system.evaluate(0, t)
+        self._first_slope(lambda: self.system.evaluate(0, t))
 
     def _attempt(self, t0: float, t1: float) -> float:
         """Take the step from `t0` to `t1`; return its error over the tolerance."""
         self.stage_times = stage_times(t0, t1, self.dtype)
         self.statistics.evaluation_times.extend(self.stage_times)
         self.step_size.fill_(t1 - t0)
-        return self._error_ratio().item()
+        return self._attempts(self._error_ratio).item()
 
     def _error_ratio(self) -> Tensor:
         """All the work of an attempt, from buffers to buffers."""

@@ -2,8 +2,8 @@
 
 What it gains over autograd on the same solver is in the README's benchmark. Where the gain comes from: no graph; the
 product with dX/dt as one batched product in a layout that suits it; dX/dt looked up once for each interval between
-knots; the last layer's bias as one more input, so that no pass over the widest tensor adds it or sums its gradient;
-every buffer allocated once, and worked through in pieces that stay in cache.
+knots; each layer's bias as one more input, so that no pass adds it or sums its gradient; every buffer allocated once,
+and worked through in pieces that stay in cache.
 """
 
 import bisect
@@ -25,30 +25,37 @@ class _Chunk:
     """Views of some rows of a slot's buffers, made once: slicing costs as much as a small kernel."""
 
     def __init__(self, slot: "_Slot", rows: slice, num_hidden: int):
-        self.activations = [activation[rows] for activation in slot.activations]
+        self.inputs = [layer_input[rows] for layer_input in slot.inputs]
+        self.values = [layer_input[:, :-1] for layer_input in self.inputs]
         self.cotangents = [cotangent[rows] for cotangent in slot.cotangents]
-        self.features = slot.features[rows]
         self.response = slot.response[rows]
         self.response_by_channel = self.response.unflatten(1, (-1, num_hidden))
 
 
 class _Slot:
-    """What one linearised point keeps: activations and, after the pullback, cotangents of what each layer puts out."""
+    """What one linearised point keeps: each layer's input and, after the pullback, cotangents of what it puts out."""
 
     def __init__(self, like: Tensor, chunks: Sequence[slice], widths: Sequence[int], num_outputs: int):
         batch = max(chunk.stop for chunk in chunks)
-        self.y = like.new_empty(batch, widths[0])
-        # One column of ones behind the last hidden activation carries the last layer's bias.
-        self.features = like.new_ones(batch, widths[-1] + 1)
-        self.activations = [*(like.new_empty(batch, width) for width in widths[1:-1]), self.features[:, :-1]]
+        # A column of ones behind every input carries the layer's bias.
+        self.inputs = [like.new_ones(batch, width + 1) for width in widths]
         self.cotangents = [like.new_empty(batch, width) for width in widths[1:]]
         self.response = like.new_empty(batch, num_outputs)
         """tanh of the last layer; its pullback turns it into the cotangent of what goes into tanh."""
         self.chunks = [_Chunk(self, chunk, widths[0]) for chunk in chunks]
 
+    def copy_(self, other: "_Slot") -> None:
+        for own, others in zip(self._tensors(), other._tensors(), strict=True):
+            own.copy_(others)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.inputs, *self.cotangents, self.response]
+
 
 class NeuralCDEField:
     """tanh(W h(z) + b) dX/dt with h a ReLU network, for a path X linear between its knots, as a `common.field.Field`.
+
+    Static: `t` matters only to `enter`, which copies the slope of its interval to where it is read.
 
     Args:
         hidden_layers: the linear layers of h, each followed by a ReLU.
@@ -56,6 +63,8 @@ class NeuralCDEField:
         knots: times of the path's knots, ascending, (knots,).
         slopes: dX/dt between the knots, (knots - 1, batch, path channels).
     """
+
+    is_static = True
 
     def __init__(
         self, hidden_layers: Sequence[nn.Linear], last_layer: nn.Linear, knots: Sequence[float], slopes: Tensor
@@ -70,24 +79,23 @@ class NeuralCDEField:
         layers = [*hidden_layers, last_layer]
         self.parameters = tuple(parameter for layer in layers for parameter in (layer.weight, layer.bias))
         self.parameter_sizes = tuple(parameter.numel() for parameter in self.parameters)
-        self.weights = [layer.weight.detach() for layer in hidden_layers]
-        self.layers = [(layer.weight.detach().T, layer.bias.detach()) for layer in hidden_layers]
         # Channels before hidden, so that the product with dX/dt is one batched product of a row with a matrix.
-        weight = last_layer.weight.detach().view(self.num_hidden, self.num_channels, -1).permute(2, 1, 0)
-        bias = last_layer.bias.detach().view(1, self.num_hidden, self.num_channels).transpose(1, 2)
-        self.last_weight = torch.cat([weight, bias]).flatten(1)
-        self.last_weight_transposed = weight.flatten(1).T.contiguous()
+        by_hidden = (self.num_hidden, self.num_channels)
+        last_weight = last_layer.weight.detach().unflatten(0, by_hidden).transpose(0, 1).flatten(0, 1)
+        last_bias = last_layer.bias.detach().unflatten(0, by_hidden).T.flatten()
+        weights = [*((layer.weight.detach(), layer.bias.detach()) for layer in hidden_layers), (last_weight, last_bias)]
+        self.weights = [weight for weight, _ in weights]
+        self.matrices = [torch.cat([weight.T, bias.unsqueeze(0)]) for weight, bias in weights]
+        self.matrix_sizes = [matrix.numel() for matrix in self.matrices]
 
-        self.widths = [self.num_hidden, *(weight.shape[0] for weight in self.weights)]
-        num_outputs = self.num_channels * self.num_hidden
+        self.widths = [weight.shape[1] for weight in self.weights]
+        num_outputs = len(last_weight)
         rows = batch if slopes.is_cuda else max(1, min(batch, CHUNK_ENTRIES // num_outputs))
         self.chunks = [slice(start, min(start + rows, batch)) for start in range(0, batch, rows)]
         self.slope_chunks = [self.slope[chunk] for chunk in self.chunks]
-        self.ones = slopes.new_ones(batch)
         # Evaluations without products go through the rows of one chunk again and again.
-        self.scratch = _Slot(
-            slopes, [slice(0, chunk.stop - chunk.start) for chunk in self.chunks], self.widths, num_outputs
-        )
+        same_rows = [slice(0, chunk.stop - chunk.start) for chunk in self.chunks]
+        self.scratch = _Slot(slopes, same_rows, self.widths, num_outputs)
         self.slots: list[_Slot | None] = [None] * NUM_STAGES
         self.gradient_views: dict[int, list[Tensor]] = {}
 
@@ -106,21 +114,20 @@ class NeuralCDEField:
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         if self.slots[slot] is None:
-            self.slots[slot] = _Slot(self.slopes, self.chunks, self.widths, self.last_weight.shape[1])
-        self.slots[slot].y.copy_(y)
+            self.slots[slot] = _Slot(self.slopes, self.chunks, self.widths, self.weights[-1].shape[0])
         self._evaluate(self.slots[slot], y, out)
 
     def _rows(self, tensor: Tensor) -> Sequence[Tensor]:
         return [tensor[chunk] for chunk in self.chunks] if len(self.chunks) > 1 else (tensor,)
 
     def _evaluate(self, kept: _Slot, y: Tensor, out: Tensor) -> None:
-        out = out.unsqueeze(1)
-        for chunk, slope, hidden, derivative in zip(
-            kept.chunks, self.slope_chunks, self._rows(y), self._rows(out), strict=True
+        for chunk, slope, state, derivative in zip(
+            kept.chunks, self.slope_chunks, self._rows(y), self._rows(out.unsqueeze(1)), strict=True
         ):
-            for (weight, bias), activation in zip(self.layers, chunk.activations, strict=True):
-                hidden = torch.addmm(bias, hidden, weight, out=activation).relu_()
-            torch.mm(chunk.features, self.last_weight, out=chunk.response).tanh_()
+            chunk.values[0].copy_(state)
+            for layer_input, matrix, value in zip(chunk.inputs, self.matrices, chunk.values[1:], strict=False):
+                torch.mm(layer_input, matrix, out=value).relu_()
+            torch.mm(chunk.inputs[-1], self.matrices[-1], out=chunk.response).tanh_()
             torch.bmm(slope, chunk.response_by_channel, out=derivative)
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
@@ -131,38 +138,33 @@ class NeuralCDEField:
             # The outer product with dX/dt is never made: the cotangent is spread over the channels as a view.
             tanh_backward(by_derivative.expand_as(response), response, grad_input=response)
             response.mul_(slope.transpose(1, 2))
-            targets = [by_state, *chunk.cotangents]
-            below = torch.mm(chunk.response, self.last_weight_transposed, out=targets[-1])
-            for layer in reversed(range(len(self.weights))):
-                relu_backward(below, chunk.activations[layer], 0, grad_input=below)
-                below = torch.mm(below, self.weights[layer], out=targets[layer])
+            below = chunk.response
+            for layer in reversed(range(1, len(self.weights))):
+                below = torch.mm(below, self.weights[layer], out=chunk.cotangents[layer - 1])
+                relu_backward(below, chunk.values[layer], 0, grad_input=below)
+            torch.mm(below, self.weights[0], out=by_state)
 
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
         kept = self.slots[slot]
-        *hidden_gradients, last_gradient = self._views(gradient)
-        inputs = [kept.y, *kept.activations[:-1]]
-        for (by_weight, by_bias), cotangent, layer_input in zip(hidden_gradients, kept.cotangents, inputs, strict=True):
-            torch.addmm(by_weight, cotangent.T, layer_input, alpha=weight, out=by_weight)
-            torch.addmv(by_bias, cotangent.T, self.ones, alpha=weight, out=by_bias)
-        torch.addmm(last_gradient, kept.features.T, kept.response, alpha=weight, out=last_gradient)
+        for by_matrix, layer_input, cotangent in zip(
+            self._views(gradient), kept.inputs, [*kept.cotangents, kept.response], strict=True
+        ):
+            torch.addmm(by_matrix, layer_input.T, cotangent, alpha=weight, out=by_matrix)
 
-    def _views(self, gradient: Tensor) -> list:
-        """Where in `gradient` each layer's gradients lie, the last one's as `last_weight`; made once a buffer."""
+    def _views(self, gradient: Tensor) -> list[Tensor]:
+        """Where in `gradient` each layer's gradient lies, in the form of its matrix; made once a buffer."""
         key = gradient.data_ptr()
         if key not in self.gradient_views:
-            pieces = gradient[: sum(self.parameter_sizes)].split(self.parameter_sizes)
-            hidden = [
-                (by_weight.view_as(weight), by_bias)
-                for by_weight, by_bias, weight in zip(pieces[:-2:2], pieces[1:-2:2], self.weights, strict=True)
+            pieces = gradient[: sum(self.matrix_sizes)].split(self.matrix_sizes)
+            self.gradient_views[key] = [
+                piece.view_as(matrix) for piece, matrix in zip(pieces, self.matrices, strict=True)
             ]
-            last = gradient[: sum(self.parameter_sizes)][sum(self.parameter_sizes[:-2]) :].view_as(self.last_weight)
-            self.gradient_views[key] = [*hidden, last]
         return self.gradient_views[key]
 
     def reuse_last_slot(self) -> None:
-        self.slots[0], self.slots[-1] = self.slots[-1], self.slots[0]
+        self.slots[0].copy_(self.slots[-1])
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         *hidden, last = self._views(gradient)
-        by_last = last.view(-1, self.num_channels, self.num_hidden).permute(2, 1, 0).flatten(0, 1)
-        return (*(piece for pair in hidden for piece in pair), by_last[:, :-1], by_last[:, -1])
+        last = last.unflatten(1, (self.num_channels, self.num_hidden)).transpose(1, 2).flatten(1)
+        return tuple(piece for by_matrix in [*hidden, last] for piece in (by_matrix[:-1].T, by_matrix[-1]))

@@ -178,6 +178,8 @@ class SymplecticField:
         like: a state (batch, 8).
     """
 
+    is_static = False
+
     def __init__(
         self,
         factor: Sequence[nn.Linear],
