@@ -40,11 +40,11 @@ class Config(TrainingConfig):
     """Samples in a batch."""
     learning_rate: float = field(default=1.6e-3, kw_only=True)
     """AdamW's learning rate at the start."""
-    hidden_channels: int = field(default=90, kw_only=True)
+    hidden_channels: int = field(default=90, kw_only=True, metadata={"maximum": 4096})
     """Channels of the state z."""
-    hidden_hidden_channels: int = field(default=40, kw_only=True)
+    hidden_hidden_channels: int = field(default=40, kw_only=True, metadata={"maximum": 4096})
     """Width of the hidden layers of the vector field."""
-    num_hidden_layers: int = field(default=4, kw_only=True)
+    num_hidden_layers: int = field(default=4, kw_only=True, metadata={"maximum": 100})
     """Number of hidden layers of the vector field."""
     data_root: str | os.PathLike | None = field(default=None, kw_only=True, metadata={"condition": False})
     """Folder that holds speech_commands_v0.02/<word>/*.wav; "synthetic" for the built-in sample; None to download."""

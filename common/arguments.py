@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 JUMPS = "a list of times or a tensor of shape (times,)"
+LONGEST_PATH = 4096
+"""How many bytes a path has at most, on Linux."""
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that PyTorch takes."""
 
@@ -72,7 +74,7 @@ def path(name: str, value: Any) -> str:
         encoded = os.fsencode(value)
     except (TypeError, UnicodeEncodeError):
         encoded = b""
-    if not encoded or b"\0" in encoded:
+    if not 0 < len(encoded) <= LONGEST_PATH or b"\0" in encoded:
         refuse(name, value, "the path of a folder")
     return os.path.expanduser(os.fsdecode(encoded))
 

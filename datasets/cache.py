@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
     """The folder for cached tensors, made if need be: `cache_dir`, or else the one that the environment variable
     SEMINORM_CACHE names, or else ~/.cache/seminorm. ValueError if that folder cannot be made."""
-    directory = Path(cache_dir or os.environ.get("SEMINORM_CACHE") or "~/.cache/seminorm").expanduser()
+    # Unlike pathlib's, this leaves the ~ of a user who does not exist as it is.
+    directory = Path(os.path.expanduser(cache_dir or os.environ.get("SEMINORM_CACHE") or "~/.cache/seminorm"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import warnings
 from pathlib import Path
@@ -108,11 +109,12 @@ def _find_folder(data_root: str | Path | None, cache: Path) -> Path:
         root = cache / f"synthetic-{synthetic.VERSION}"
         make_folder(root, synthetic.write)
     else:
-        root = Path(data_root).expanduser()
+        root = Path(os.path.expanduser(data_root))
     for folder in (root / FOLDER, root / "SpeechCommands" / FOLDER, root):
-        if any((folder / word).is_dir() for word in WORDS):
+        if any(os.path.isdir(folder / word) for word in WORDS):
             return folder
-    raise ValueError(f"data_root {root} {'holds none of the words' if root.is_dir() else 'is not a folder'}: {HELP}.")
+    problem = "holds none of the words" if os.path.isdir(root) else "is not a folder"
+    raise ValueError(f"data_root {root} {problem}: {HELP}.")
 
 
 def _download(archive: Path, folder: Path) -> None:
