@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common.checkpoint import DelayedSignals
@@ -35,11 +36,24 @@ class Task:
         """Where an engine puts what the worker prints."""
         return self.run.path(self.results_dir, ".log")
 
+    @property
+    def lock(self) -> Path:
+        """What the process that is at the run holds."""
+        return self.run.path(self.results_dir, ".lock")
+
+    def is_taken(self) -> bool:
+        """Whether a process is at the run."""
+        try:
+            with FileLock(self.lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def argument(self, device: str) -> str:
         """The argument of `python -m reproduction.worker`."""
         return json.dumps(
             {
-                "lock": str(self.run.path(self.results_dir, ".lock")),
+                "lock": str(self.lock),
                 "experiment": self.run.experiment,
                 "settings": self.run.settings,
                 "results_dir": self.results_dir,
@@ -60,10 +74,10 @@ class Task:
         if status.state == "failed":
             return status
         if returncode < 0:
-            reason = f"the process was killed by {signal.Signals(-returncode).name}"
+            reason = f"the process was killed by {signal.Signals(-returncode).name}; its output is in {self.log}"
         else:
-            printed = self.log.read_text(encoding="utf-8", errors="replace").strip() if self.log.exists() else ""
-            reason = printed.rpartition("\n")[2] or f"exit code {returncode}"
+            printed = self.log.read_text(encoding="utf-8", errors="replace").strip()
+            reason = f"{printed.rpartition(chr(10))[2]}; the whole output is in {self.log}"
         if returncode != 2:
             # What cannot be used (settings, data, files) is looked at again next time, but this is remembered.
             self.run.path(self.results_dir, CRASHED).write_text(reason, encoding="utf-8")
@@ -89,19 +103,26 @@ def sweep(
         Interrupted: a KeyboardInterrupt, after SIGINT or SIGTERM: when every run at work has saved where it is.
     """
     retry_before = time.time() if retry_failed else 0.0
-    known = {status.run.identity: status for status in statuses(runs, results_dir, retry_before=retry_before)}
+    known = {run.identity: Status(run, "missing") for run in runs}
     with DelayedSignals() as signals, _Display(known, results_dir, device) as display:
         while pending := [status.run for status in known.values() if status.state in ("missing", "busy")]:
-            for run in pending:
-                make_directory(results_dir, run.experiment, run.config.condition)
-            tasks = [Task(run, results_dir, retry_before) for run in pending]
+            tasks = []
+            for status in statuses(pending, results_dir, retry_before=retry_before):
+                if status.state == "missing":
+                    make_directory(results_dir, status.run.experiment, status.run.config.condition)
+                    task = Task(status.run, results_dir, retry_before)
+                    if task.is_taken():
+                        status = Status(status.run, "busy")
+                    else:
+                        tasks.append(task)
+                known[status.run.identity] = status
             for status in engine(tasks, lambda: signals.received is not None):
                 display.show(status)
-            busy = [status.run for status in known.values() if status.state == "busy"]
-            retry_at = time.monotonic() + BUSY_SECONDS
-            while busy and signals.received is None and time.monotonic() < retry_at:
-                display.show(None)
-                time.sleep(0.1)
+            if any(status.state == "busy" for status in known.values()):
+                retry_at = time.monotonic() + BUSY_SECONDS
+                while signals.received is None and time.monotonic() < retry_at:
+                    display.show(None)
+                    time.sleep(0.1)
             num_done = sum(status.state == "done" for status in known.values())
             signals.check(
                 f"Interrupted: {num_done} of {len(known)} runs are done, and where the others stopped is saved. "

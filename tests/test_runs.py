@@ -1,0 +1,171 @@
+"""The presets are the runs that they are said to be, and results files are recognised as theirs."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+import acrobot
+import speech_commands
+from common.results import load_all
+from reproduction import runs as runs_module
+from reproduction.runs import PRESETS, Run, identity, preset_runs
+from reproduction.status import statuses
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+NORMS = ("default", "per-tensor", "seminorm")
+
+
+def conditions(runs):
+    """How many seeds there are of each condition."""
+    return Counter(
+        (run.experiment, run.config.rtol, run.config.max_epochs, run.config.norm + "+" * run.config.warm_start)
+        for run in runs
+    )
+
+
+def test_the_runs_of_the_paper():
+    norms = (*NORMS, "discrete")
+    assert conditions(preset_runs("paper")) == Counter(
+        {
+            **{("speech_commands", rtol, 200, norm): 5 for rtol in (1e-3, 1e-4, 1e-5) for norm in norms},
+            **{("acrobot", 1e-4, 50, norm): 5 for norm in (*norms, "as-published", "seminorm+")},
+        }
+    )
+    for run in preset_runs("paper"):
+        default = (speech_commands if run.experiment == "speech_commands" else acrobot).Config("cpu", run.config.norm)
+        own = {name: getattr(run.config, name) for name in ("rtol", "atol", "seed", "warm_start")}
+        assert replace(default, **own) == run.config
+    pairs = {(run.config.rtol, run.config.atol) for run in preset_runs("paper", experiments=["speech_commands"])}
+    assert pairs == set(speech_commands.TOLERANCES)
+    assert runs_module.TOLERANCES == speech_commands.TOLERANCES
+
+
+def test_the_runs_for_a_cpu():
+    tight = {("speech_commands", rtol, 8, norm): 1 for rtol in (1e-4, 1e-5) for norm in NORMS}
+    loose = {("speech_commands", 1e-3, 24, norm): 3 for norm in (*NORMS, "discrete")}
+    acrobots = {
+        ("acrobot", 1e-4, 3, norm): 3 for norm in ("default", "seminorm", "as-published", "discrete", "seminorm+")
+    }
+    runs = preset_runs("cpu", data_root="recordings")
+    assert conditions(runs) == Counter({**tight, **loose, **acrobots})
+    sizes = {(run.experiment, run.config.batch_size, run.config.metric_interval) for run in runs}
+    assert sizes == {("speech_commands", 128, 2), ("acrobot", 256, 1)}
+
+
+def test_the_quick_runs_take_the_recordings_if_there_are_any():
+    roots = [
+        {run.settings["data_root"] for run in preset_runs("quick", experiments=["speech_commands"], data_root=root)}
+        for root in (None, "recordings")
+    ]
+    assert roots == [{"synthetic"}, {"recordings"}]
+    assert len(preset_runs("quick")) == 5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_seeds_can_be_more_and_come_one_after_the_other(preset):
+    seeds = [run.config.seed for run in preset_runs(preset, num_seeds=2)]
+    assert seeds == [0] * (len(seeds) // 2) + [1] * (len(seeds) // 2)
+    assert len({run.identity for run in preset_runs(preset, num_seeds=2)}) == len(seeds)
+
+
+def speech_run(**settings):
+    return Run("speech_commands", {"norm": "seminorm", "data_root": "recordings", **settings})
+
+
+@pytest.mark.parametrize("change", [{"data_root": "/elsewhere"}, {"data_root": None}, {"norm": True}, {"rtol": 0.001}])
+def test_the_same_run(change):
+    assert speech_run(**change).identity == speech_run().identity
+
+
+@pytest.mark.parametrize(
+    "change", [{"data_root": "synthetic"}, {"norm": "default"}, {"seed": 1}, {"published_metrics": True}, {"rtol": 0.1}]
+)
+def test_another_run(change):
+    assert speech_run(**change).identity != speech_run().identity
+
+
+def test_where_and_whither_a_run_went_does_not_matter():
+    config = asdict(speech_run().config)
+    free = {"device": "cuda:3", "results_dir": "/elsewhere", "resume": True}
+    assert identity("speech_commands", config | free) == speech_run().identity
+    assert identity("acrobot", config) != speech_run().identity
+
+
+def test_a_setting_that_an_older_file_lacks_is_at_its_default():
+    config = asdict(speech_run().config)
+    for name in ("warm_start", "published_metrics", "split"):
+        del config[name]
+    assert identity("speech_commands", config) == speech_run().identity
+    assert identity("speech_commands", config) != speech_run(split="official").identity
+
+
+def test_the_committed_results_are_of_the_cpu_preset():
+    wanted = {run.identity for run in preset_runs("cpu", data_root="recordings")}
+    results = load_all(RESULTS)
+    assert {identity(result.experiment, result.config) for result in results.values()} <= wanted
+    done = [status for status in statuses(preset_runs("cpu"), str(RESULTS)) if status.state == "done"]
+    assert len(done) == len(results) >= 5
+
+
+def test_a_sweep_of_acrobot_needs_nothing_of_speech_commands():
+    program = (
+        "import sys, tables, reproduction.runs as r; [run.identity for run in r.preset_runs('paper', "
+        "experiments=['acrobot'])]; print([n for n in ('torchaudio', 'soundfile', 'torchcde') if n in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert process.stdout.strip() == "[]"
+
+
+# How the released analysis scripts read results: JSON at results/<experiment>/<condition>/<run>; a condition is the
+# norm, rtol and atol (and the sizes) joined by '-', with '.' replaced by '-'; everything by its published name.
+METRICS = {
+    "dataset_size", "loss", "timestamp", "timespan", "forward_nfe", "backward_nfe", "forward_ts", "backward_ts",
+    "forward_accept_ts", "forward_reject_ts", "backward_accept_ts", "backward_reject_ts",
+}  # fmt: skip
+RUN = {
+    "memory_usage", "baseline_memory", "start_time", "timespan", "parameters", "history",
+    "train_metrics", "val_metrics", "test_metrics",
+}  # fmt: skip
+
+
+def published_condition(*parts):
+    return "-".join(str(part) for part in parts).replace(".", "-")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "norm", "rtol", "atol"),
+    [
+        ("speech_commands", "default", 1e-3, 1e-6),
+        ("speech_commands", "seminorm", 1e-3, 1e-6),
+        ("acrobot", "default", 1e-4, 1e-4),
+        ("acrobot", "seminorm", 1e-4, 1e-4),
+        ("acrobot", "as-published", 1e-4, 1e-4),
+    ],
+)
+def test_the_authors_scripts_can_read_the_results(experiment, norm, rtol, atol):
+    [*paths] = RESULTS.glob(f"{experiment}/{published_condition(norm, rtol, atol)}-*/*.json")
+    assert paths
+    for path in paths:
+        assert path.stem.isdecimal()
+        results = json.loads(path.read_text())
+        assert results.keys() >= RUN
+        history = results["history"]
+        assert [entry["epoch"] for entry in history] == sorted(entry["epoch"] for entry in history)
+        measured = [results["train_metrics"], results["val_metrics"], results["test_metrics"]]
+        for entry in history:
+            measured += [entry["train_metrics"], entry["val_metrics"]]
+            assert entry["train_metrics"]["backward_nfe"] > 0
+            accepted = entry["train_metrics"]["backward_accept_ts"]
+            assert accepted == sorted(accepted, reverse=True)
+            assert len(accepted) > 0
+        for metrics in measured:
+            assert metrics.keys() >= METRICS
+            assert ("accuracy" in metrics) == (experiment == "speech_commands")
+        assert results["test_metrics"]["loss"] > 0
+        assert results["test_metrics"]["backward_nfe"] > 0

@@ -1,0 +1,256 @@
+"""A sweep does what is missing, once, whatever ends it and whoever works beside it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pytest
+from test_checkpoint import ENVIRONMENT, TESTS
+from test_results import EPOCH, make_results
+
+from common.results import Epoch, load_all, make_directory, read_as, save
+from reproduction import sweep as sweep_module
+from reproduction.local_engine import devices_of, run_locally
+from reproduction.runs import Run
+from reproduction.status import CRASHED, Status, estimated_seconds, statuses
+from reproduction.sweep import Task, sweep
+from reproduction.worker import work
+
+BUSY = 75
+
+
+def toy_run(**settings):
+    return Run("toy", {"norm": "seminorm", **settings})
+
+
+def put(folder, run, status, *, ended, **changes):
+    """Saves results of this run that ended at this time."""
+    config = asdict(run.config)
+    results = make_results(config=config, status=status, start_time=ended - 1.0, timespan=1.0, **changes)
+    return save(results, make_directory(folder, "toy", run.config.condition))
+
+
+def state(folder, run, **options):
+    [status] = statuses([run], str(folder), **options)
+    return status.state, status.reason
+
+
+def in_process(log):
+    """An engine that does everything at once, in this process, and counts what it starts."""
+
+    def engine(tasks, stopping):
+        for task in tasks:
+            log[str(task.run)] += 1
+            yield Status(task.run, "running")
+            try:
+                work(json.loads(task.argument("cpu")))
+                yield task.outcome(0)
+            except SystemExit as error:
+                task.log.write_text("what it printed")
+                yield task.outcome(error.code)
+            except RuntimeError as error:
+                task.log.write_text(f"Traceback\nRuntimeError: {error}\n")
+                yield task.outcome(1)
+
+    return engine
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(sweep_module, "BUSY_SECONDS", 0.1)
+
+
+def test_a_completed_run_is_done_whatever_else_it_left(tmp_path):
+    run = toy_run()
+    assert state(tmp_path, run) == ("missing", "")
+    put(tmp_path, run, "completed", ended=10.0)
+    put(tmp_path, run, "failed", ended=20.0, failure="later")
+    assert state(tmp_path, run) == ("done", "")
+    assert state(tmp_path, toy_run(seed=1)) == state(tmp_path, toy_run(shape="bent")) == ("missing", "")
+
+
+def test_of_attempts_the_last_counts(tmp_path):
+    run = toy_run()
+    put(tmp_path, run, "failed", ended=30.0, failure="underflow")
+    put(tmp_path, run, "interrupted", ended=20.0)
+    assert state(tmp_path, run) == ("failed", "underflow")
+    assert state(tmp_path, run, retry_before=31.0) == ("missing", "")
+    put(tmp_path, run, "interrupted", ended=40.0)
+    assert state(tmp_path, run) == ("missing", "")
+
+
+def test_only_what_is_missing_is_done(tmp_path):
+    runs = [toy_run(), toy_run(seed=1), toy_run(seed=2)]
+    put(tmp_path, runs[0], "completed", ended=10.0)
+    put(tmp_path, runs[1], "failed", ended=10.0, failure="underflow")
+    started = Counter()
+    arguments = dict(results_dir=str(tmp_path), device="cpu")
+    assert [status.state for status in sweep(runs, in_process(started), **arguments)] == ["done", "failed", "done"]
+    assert started == {str(runs[2]): 1}
+    again = sweep(runs, in_process(started), retry_failed=True, **arguments)
+    assert [status.state for status in again] == ["done", "done", "done"]
+    assert started == {str(runs[2]): 1, str(runs[1]): 1}
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "is_remembered"),
+    [
+        ("failed", "training failed in epoch 3 (training), batch 2 of 3", True),
+        ("crashed", "RuntimeError: a bug; the whole output is in ", True),
+        ("refused", "what it printed; the whole output is in ", False),
+    ],
+)
+def test_what_fails_is_tried_again_on_demand(tmp_path, end, reason, is_remembered):
+    run, started = toy_run(end=end), Counter()
+    arguments = dict(results_dir=str(tmp_path), device="cpu")
+    [status] = sweep([run], in_process(started), **arguments)
+    assert status.state == "failed"
+    assert status.reason.startswith(reason)
+    assert state(tmp_path, run) == (("failed", status.reason) if is_remembered else ("missing", ""))
+    assert [status.state for status in sweep([run], in_process(started), **arguments)] == ["failed"]
+    assert started[str(run)] == (1 if is_remembered else 2)
+    started.clear()
+    assert [status.state for status in sweep([run], in_process(started), retry_failed=True, **arguments)] == ["failed"]
+    assert started[str(run)] == 1
+
+
+def test_a_crash_is_forgotten_when_the_run_starts_again(tmp_path):
+    task = Task(toy_run(), str(tmp_path), retry_before=time.time() + 1)
+    task.log.parent.mkdir(parents=True)
+    task.log.write_text("out of memory")
+    assert "killed by SIGKILL" in task.outcome(-signal.SIGKILL).reason
+    crashed = task.run.path(str(tmp_path), CRASHED)
+    assert crashed.exists()
+    work(json.loads(task.argument("cpu")))
+    assert not crashed.exists()
+    assert task.outcome(0) == Status(task.run, "done")
+
+
+@pytest.mark.parametrize("code", [130, 143, -signal.SIGTERM, -signal.SIGINT])
+def test_an_interrupted_worker_leaves_its_run_missing(tmp_path, code):
+    task = Task(toy_run(), str(tmp_path))
+    assert task.outcome(code) == Status(task.run, "interrupted")
+    assert state(tmp_path, task.run) == ("missing", "")
+
+
+def test_a_worker_that_comes_late_does_nothing(tmp_path):
+    """Its sweep looked at the folder before another sweep did the run."""
+    run = toy_run()
+    task = Task(run, str(tmp_path))
+    put(tmp_path, run, "completed", ended=10.0)
+    work(json.loads(task.argument("cpu")))
+    failing = Task(toy_run(end="failed"), str(tmp_path), retry_before=10.0)
+    put(tmp_path, failing.run, "failed", ended=11.0, failure="underflow")
+    with pytest.raises(SystemExit) as caught:
+        work(json.loads(failing.argument("cpu")))
+    assert caught.value.code == 1
+    assert failing.outcome(1).reason == "underflow"
+    assert len(load_all(tmp_path)) == 2
+
+
+def test_what_another_is_at_is_waited_for(tmp_path):
+    """The first time round another process has the run, and the second time it has done it."""
+    run, rounds = toy_run(), []
+
+    def engine(tasks, stopping):
+        rounds.append(tasks)
+        if tasks:
+            put(tmp_path, run, "completed", ended=10.0)
+            yield tasks[0].outcome(BUSY)
+
+    assert [status.state for status in sweep([run], engine, results_dir=str(tmp_path), device="cpu")] == ["done"]
+    assert [len(tasks) for tasks in rounds] == [1, 0]
+
+
+def test_a_worker_leaves_a_run_to_the_one_that_has_it(tmp_path):
+    task = Task(toy_run(), str(tmp_path))
+    task.log.parent.mkdir(parents=True)
+    assert not task.is_taken()
+    with sweep_module.FileLock(task.lock):
+        assert task.is_taken()
+        with pytest.raises(SystemExit) as caught:
+            work(json.loads(task.argument("cpu")))
+    assert caught.value.code == BUSY
+    assert not load_all(tmp_path)
+
+
+def test_time_is_estimated_from_runs_of_the_same_kind(tmp_path):
+    run = toy_run(seed=4, max_epochs=10)
+    epochs = [read_as(Epoch, {**EPOCH, "seconds": seconds}) for seconds in (1.0, 3.0)]
+    put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs)
+    put(tmp_path, toy_run(seed=1), "interrupted", ended=10.0, epochs=epochs[1:])
+    put(tmp_path, toy_run(shape="bent"), "completed", ended=10.0, epochs=epochs[1:])
+    others = [toy_run(norm="default"), toy_run(batch_size=4)]
+    results = list(load_all(tmp_path).values())
+    assert estimated_seconds([run, *others], results, "cpu") == [20.0, None, None]
+    assert estimated_seconds([run], results, "cuda:1") == [None]
+
+
+def test_devices_are_dealt_out(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert devices_of("cuda", None) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices_of("cuda", 2) == ["cuda:0", "cuda:1"]
+    assert devices_of("cuda", 4) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert devices_of("cuda:1", None) == ["cuda:1"]
+    assert devices_of("cpu", 2) == ["cpu", "cpu"]
+
+
+def test_workers_are_processes_that_share_the_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    runs = [toy_run(), toy_run(seed=1)]
+    engine = partial(run_locally, devices=["cpu", "cpu"])
+    done = sweep(runs, engine, results_dir=str(tmp_path), device="cpu")
+    assert [status.state for status in done] == ["done", "done"]
+    assert [results.provenance["num_threads"] for results in load_all(tmp_path).values()] == [1, 1]
+    assert "Saved" in Task(runs[0], str(tmp_path)).log.read_text()
+
+
+def trained(folder):
+    """What each completed run under a folder learnt, without times and folders."""
+    clocks = {"start_time", "timestamp", "timespan", "seconds", "cpu_seconds", "results_dir"}
+
+    def stripped(value):
+        if isinstance(value, dict):
+            return {name: stripped(item) for name, item in value.items() if name not in clocks}
+        return [stripped(item) for item in value] if isinstance(value, list) else value
+
+    files = [json.loads(path.read_text()) for path in Path(folder).rglob("*.json")]
+    return sorted(json.dumps(stripped(file)) for file in files if file["status"] == "completed")
+
+
+def forked(experiment, scenario, folder, limit):
+    command = [sys.executable, "-W", "error", str(TESTS / "forked_sweep.py"), experiment, scenario, str(folder)]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=limit)
+    logs = [path.read_text() for path in Path(folder).rglob("*.log")]
+    assert process.returncode == 0, "\n".join([process.stderr, *logs])
+
+
+def test_two_sweeps_on_one_folder_do_each_run_once(tmp_path):
+    forked("toy", "shared", tmp_path, limit=120)
+    assert [results.status for results in load_all(tmp_path).values()] == ["completed"] * 6
+    both = [(tmp_path / f"{number}.log").read_text().count("\ndone: ") for number in range(2)]
+    assert min(both) > 0
+
+
+@pytest.mark.parametrize("scenario", ["killed", "interrupted"])
+def test_a_stopped_sweep_ends_as_one_left_alone(tmp_path, scenario):
+    forked("toy", scenario, tmp_path, limit=120)
+    assert trained(tmp_path / scenario) == trained(tmp_path / "whole")
+    assert len(trained(tmp_path / scenario)) == 6
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["killed", "interrupted"])
+def test_a_stopped_sweep_of_an_experiment_ends_as_one_left_alone(tmp_path, scenario):
+    forked("acrobot", scenario, tmp_path, limit=900)
+    assert trained(tmp_path / scenario) == trained(tmp_path / "whole")
+    assert len(trained(tmp_path / scenario)) == 3
