@@ -1,19 +1,27 @@
-"""What lets a run stop anywhere and go on: its checkpoint file, and signals that wait for it; the trainer uses both."""
+"""What lets a run stop anywhere and go on, for the trainer: the run's state, its file, and signals that wait."""
 
 import hashlib
 import io
+import math
 import os
 import signal
 import threading
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
-from .errors import Interrupted, RunBusy
+from . import files
+from .errors import Interrupted, RunBusy, TrainingFailed
+from .measuring import Pass
+from .results import Epoch, HistoryEntry, Results, read_as
 
 SCHEMA = 1
+RESUME = "do the same with resume=True (on the command line: --resume)"
+"""How to go on, as errors say it."""
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -47,16 +55,22 @@ class Checkpoint:
         self._lock.release()
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replaces the file; killed at any moment, it leaves the old file or the new one, whole."""
+        """Replaces the file; killed at any moment, it leaves the old file or the new one, whole.
+
+        Raises:
+            TrainingFailed: if there is no room, for example; the old file stays.
+        """
         buffer = io.BytesIO()
         torch.save({"schema": SCHEMA, "identity": self.identity, "state": state}, buffer)
         content = buffer.getbuffer()
-        with self._partial.open("wb") as file:
-            file.write(hashlib.sha256(content).digest())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self._partial, self.path)
+        try:
+            files.write(self._partial, hashlib.sha256(content).digest(), content)
+            os.replace(self._partial, self.path)
+        except OSError as error:
+            raise TrainingFailed(
+                f"the checkpoint {self.path} cannot be written ({error.strerror}), and what it held before is kept: "
+                f"make room, then {RESUME}"
+            ) from error
 
     def read(self) -> dict[str, Any] | None:
         """The state, its tensors on the CPU; None if there is no file.
@@ -89,6 +103,56 @@ class Checkpoint:
         """Removes the file, and what a kill in mid-write may have left."""
         self.path.unlink(missing_ok=True)
         self._partial.unlink(missing_ok=True)
+
+
+@dataclass
+class State:
+    """All that the rest of a training depends on: what a checkpoint holds."""
+
+    results: Results
+    optimiser: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
+    epoch: int = 1
+    training: Pass = field(default_factory=Pass)
+    order: Tensor | None = None
+    """The state of the generator that shuffles the batches, at the epoch's start."""
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] | None = None
+    plateau_loss: float = math.inf
+    plateau_start: int = 0
+
+    PLAIN = ("epoch", "order", "best_loss", "best_state", "plateau_loss", "plateau_start")
+
+    def state_dict(self) -> dict[str, Any]:
+        on_gpu = torch.cuda.is_initialized()
+        return {
+            "plain": {name: getattr(self, name) for name in self.PLAIN},
+            "training": asdict(self.training),
+            "epochs": [asdict(epoch) for epoch in self.results.epochs],
+            "history": [asdict(entry) for entry in self.results.history],
+            "start_time": self.results.start_time,
+            "model": self.results.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all() if on_gpu else [],
+        }
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        for name, value in stored["plain"].items():
+            setattr(self, name, value)
+        self.training = Pass(**stored["training"])
+        self.results.epochs = read_as(list[Epoch], stored["epochs"])
+        self.results.history = read_as(list[HistoryEntry], stored["history"])
+        self.results.start_time = stored["start_time"]
+        self.results.model.load_state_dict(stored["model"])
+        self.optimiser.load_state_dict(stored["optimiser"])
+        self.scheduler.load_state_dict(stored["scheduler"])
+        torch.set_rng_state(stored["random"])
+        for index, random in enumerate(stored["random_gpu"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(random, index)
+        if self.order is not None:
+            self.results.train_dataloader.generator.set_state(self.order)
 
 
 class DelayedSignals:

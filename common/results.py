@@ -4,6 +4,7 @@ Every record is a dataclass and a mapping at once: `results.test_metrics.loss` i
 On disk a run is one JSON file; results/README.md describes every name.
 """
 
+import io
 import itertools
 import json
 import logging
@@ -20,6 +21,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
+
+from . import files
 
 SCHEMA = 2
 Setting = str | int | float | bool | None
@@ -201,26 +204,33 @@ def save(results: Results, directory: Path) -> Path:
     """Writes `results` to `directory` as `<run>.json` with the lowest free number, and returns its path.
 
     The file appears complete or not at all, and never replaces another, however many processes save at once. The
-    weights of a completed run follow as `<run>.pt`, for `torch.load`.
+    weights of a completed run lie beside it as `<run>.pt`, for `torch.load`.
+
+    Raises:
+        OSError: if there is no room, for example; then nothing is left of it.
     """
     stored = {name: value for name, value in results.items() if name not in IN_MEMORY_ONLY}
     partial = directory / f"{uuid.uuid4().hex}.partial"
-    with partial.open("x", encoding="utf-8") as file:
-        json.dump(_plain({"schema": SCHEMA, **stored}), file, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    for run in itertools.count():
-        path = directory / f"{run}.json"
-        try:
-            # Unlike a rename, a link fails if the name is taken.
-            os.link(partial, path)
-        except FileExistsError:
-            continue
-        break
-    partial.unlink()
-    if results.status == "completed":
-        torch.save(results.model.state_dict(), partial)
-        os.replace(partial, path.with_suffix(".pt"))
+    weights = partial.with_suffix(".pt.partial")
+    try:
+        files.write(partial, json.dumps(_plain({"schema": SCHEMA, **stored}), allow_nan=False).encode())
+        if results.status == "completed":
+            buffer = io.BytesIO()
+            torch.save(results.model.state_dict(), buffer)
+            files.write(weights, buffer.getbuffer())
+        for run in itertools.count():
+            path = directory / f"{run}.json"
+            try:
+                # Unlike a rename, a link fails if the name is taken.
+                os.link(partial, path)
+            except FileExistsError:
+                continue
+            break
+        if results.status == "completed":
+            os.replace(weights, path.with_suffix(".pt"))
+    finally:
+        partial.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
     return path
 
 

@@ -7,8 +7,8 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from datasets.batches import Batches, DataSplit
 
 from . import provenance
-from .checkpoint import Checkpoint, DelayedSignals
+from .checkpoint import RESUME, Checkpoint, DelayedSignals, State
 from .config import TrainingConfig
 from .errors import SolverError, TrainingFailed
 from .measuring import Pass
@@ -65,8 +65,9 @@ def train(
     Raises:
         ValueError: before training begins, if there is no place to save the results, if another process trains the
             same run, or if the checkpoint to resume from is damaged or another run's.
-        TrainingFailed: if a loss is not finite, a solve fails, or the device's memory is too small. The results until
-            then are saved all the same (as they are when the user interrupts) and are the error's `results`.
+        TrainingFailed: if a loss, a gradient or the data are not finite, a solve fails, or there is too little memory
+            or room on the disk. The results until then are saved all the same, if they can be (as they are when the
+            user interrupts), and are the error's `results`.
         Interrupted: a KeyboardInterrupt, after SIGINT or SIGTERM: when the batch is done and the checkpoint written.
     """
     directory = make_directory(config.results_dir, experiment, config.condition) if config.save else None
@@ -114,61 +115,11 @@ def train(
             if on_gpu:
                 results.memory_usage = torch.cuda.max_memory_allocated(device) - results.baseline_memory
             if config.save and results.status != "running":
-                print(f"Saved {save(results, directory)}")
+                _save(results, directory)
         if checkpoint is not None:
             checkpoint.delete()
         signals.check("interrupted when the run was complete and saved")
     return results
-
-
-@dataclass
-class _State:
-    """All that the rest of a training depends on: what a checkpoint holds, between any two of its batches."""
-
-    results: Results
-    optimiser: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
-    epoch: int = 1
-    training: Pass = field(default_factory=Pass)
-    order: Tensor | None = None
-    """The state of the generator that shuffles the batches, at the epoch's start."""
-    best_loss: float = math.inf
-    best_state: dict[str, Tensor] | None = None
-    plateau_loss: float = math.inf
-    plateau_start: int = 0
-
-    PLAIN = ("epoch", "order", "best_loss", "best_state", "plateau_loss", "plateau_start")
-
-    def state_dict(self) -> dict[str, Any]:
-        on_gpu = torch.cuda.is_initialized()
-        return {
-            "plain": {name: getattr(self, name) for name in self.PLAIN},
-            "training": asdict(self.training),
-            "epochs": [asdict(epoch) for epoch in self.results.epochs],
-            "history": [asdict(entry) for entry in self.results.history],
-            "start_time": self.results.start_time,
-            "model": self.results.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state_all() if on_gpu else [],
-        }
-
-    def load_state_dict(self, stored: dict[str, Any]) -> None:
-        for name, value in stored["plain"].items():
-            setattr(self, name, value)
-        self.training = Pass(**stored["training"])
-        self.results.epochs = read_as(list[Epoch], stored["epochs"])
-        self.results.history = read_as(list[HistoryEntry], stored["history"])
-        self.results.start_time = stored["start_time"]
-        self.results.model.load_state_dict(stored["model"])
-        self.optimiser.load_state_dict(stored["optimiser"])
-        self.scheduler.load_state_dict(stored["scheduler"])
-        torch.set_rng_state(stored["random"])
-        for index, random in enumerate(stored["random_gpu"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(random, index)
-        if self.order is not None:
-            self.results.train_dataloader.generator.set_state(self.order)
 
 
 class _Trainer:
@@ -194,7 +145,7 @@ class _Trainer:
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, patience=config.scheduler_patience)
-        self.state = _State(results, optimiser, scheduler)
+        self.state = State(results, optimiser, scheduler)
         self.saved_at = time.perf_counter()
 
     def learn(self) -> None:
@@ -256,14 +207,16 @@ class _Trainer:
         for batch in itertools.islice(batches, done.num_batches, None):
             try:
                 sums, statistics = self._solve(batch, backward)
+                if is_training:
+                    self._step()
             except (SolverError, FloatingPointError, torch.OutOfMemoryError) as error:
+                is_sound = all(tensor.isfinite().all() for tensor in batch)
                 raise TrainingFailed(
                     f"training failed in epoch {self.state.epoch} ({doing}), "
                     f"batch {done.num_batches + 1} of {len(batches)}, "
-                    f"at rtol {self.config.rtol} and atol {self.config.atol}: {error}"
+                    f"at rtol {self.config.rtol} and atol {self.config.atol}: "
+                    f"{error if is_sound else 'the data hold NaN or infinity; correct or remove them'}"
                 ) from error
-            if is_training:
-                self.state.optimiser.step()
             self.model.zero_grad()
             done.add(len(batch[0]), sums, statistics)
             if is_training:
@@ -283,22 +236,34 @@ class _Trainer:
     def _how_to_go_on(self) -> str:
         if self.checkpoint is None:
             return "nothing was saved"
-        return f"to go on from {self.checkpoint.path}, do the same with resume=True (on the command line: --resume)"
+        return f"to go on from {self.checkpoint.path}, {RESUME}"
 
     def _solve(self, batch: tuple[Tensor, ...], backward: bool) -> tuple[dict[str, float], SolveStatistics]:
         """The sums over a batch of what `_pass` takes means of, and the statistics of its solve."""
         with torch.set_grad_enabled(backward):
             prediction, statistics = self.model(batch[0])
             loss = self.loss_function(prediction, batch[-1])
-        # The only wait for the device, besides the solver's own.
         sums = {"loss": loss.item() * len(batch[0])}
-        if not math.isfinite(sums["loss"]):
-            raise FloatingPointError(f"the loss is {loss.item()}; try a smaller learning rate or smaller tolerances")
+        _check_finite("loss", loss.item())
         if self.num_correct is not None:
             sums["accuracy"] = self.num_correct(prediction, batch[-1]).item()
         if backward:
             loss.backward()
         return sums, statistics
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Moves the weights; a FloatingPointError if that makes no sense, so that they are never saved."""
+        parameters = list(self.model.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        _check_finite("norm of the gradient", nn.utils.get_total_norm(gradients).item())
+        try:
+            self.state.optimiser.step()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise FloatingPointError(f"AdamW cannot step ({error}); try a smaller learning rate") from error
+        _check_finite("norm of the weights", nn.utils.get_total_norm(parameters).item())
 
     def _clock(self) -> float:
         """Seconds, read when the device has done all that it was asked to."""
@@ -311,3 +276,24 @@ def _epoch(metrics: Metrics, epoch: int, cpu_seconds: float, learning_rate: floa
     kept = {name: value for name, value in metrics.items() if name in ClassifierEpoch.__dataclass_fields__}
     clocks = {"seconds": metrics.timespan, "cpu_seconds": cpu_seconds}
     return read_as(Epoch, {**kept, **clocks, "epoch": epoch, "learning_rate": learning_rate})
+
+
+def _check_finite(name: str, number: float) -> None:
+    if not math.isfinite(number):
+        raise FloatingPointError(f"the {name} is {number}; try a smaller learning rate or smaller tolerances")
+
+
+def _save(results: Results, directory: Path) -> None:
+    """Saves and says where. What cannot be saved fails if it is complete; else that is said, as it fails already."""
+    try:
+        path = save(results, directory)
+    except OSError as error:
+        sentence = f"the results cannot be written to {directory} ({error.strerror}): make room, then {RESUME}"
+        if results.status != "completed":
+            print(sentence, file=sys.stderr)
+            return
+        results.status, results.failure = "failed", sentence
+        failed = TrainingFailed(sentence)
+        failed.results = results
+        raise failed from error
+    print(f"Saved {path}")

@@ -14,7 +14,6 @@ from torch import nn
 
 from common import training
 from common.config import TrainingConfig
-from common.errors import SolverError, TrainingFailed
 from common.provenance import describe
 from common.randomness import seeded, stream
 from common.results import load
@@ -250,71 +249,6 @@ def test_seconds_of_training_leave_out_evaluation(tmp_path, monkeypatch):
     assert [epoch.seconds for epoch in results.epochs] == [NUM_BATCHES] * 5
     assert [epoch.cpu_seconds for epoch in results.epochs] == [2 * NUM_BATCHES] * 5
     assert results.test_metrics.timespan == 1000 * NUM_BATCHES
-
-
-class Failing(Line):
-    """Calls `fail` with the prediction of the 2nd batch of the 3rd epoch."""
-
-    def __init__(self, fail):
-        super().__init__()
-        self.fail = fail
-
-    def forward(self, x):
-        prediction, statistics = super().forward(x)
-        if self.training and self.num_training_batches == 2 * NUM_BATCHES + 2:
-            prediction = self.fail(prediction)
-        return prediction, statistics
-
-
-def fail_to_solve(prediction):
-    raise SolverError("underflow in dt")
-
-
-def interrupt(prediction):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("fail", "reason"),
-    [
-        (fail_to_solve, "underflow in dt"),
-        (lambda prediction: prediction * float("nan"), "the loss is nan"),
-        (lambda prediction: prediction * float("inf"), "the loss is inf"),
-    ],
-)
-def test_a_failure_is_explained_and_what_was_learnt_is_saved(tmp_path, capsys, fail, reason):
-    sentence = f"epoch 3 (training), batch 2 of 3, at rtol 0.001 and atol 1e-06: {reason}"
-    with pytest.raises(TrainingFailed, match=re.escape(sentence)) as caught:
-        run(make_config(tmp_path), model=Failing(fail))
-    [path] = tmp_path.rglob("*.json")
-    assert str(path) in capsys.readouterr().out
-    saved = load(path)
-    assert saved.status == caught.value.results.status == "failed"
-    assert sentence in saved.failure
-    assert (len(saved.epochs), len(saved.history), saved.test_metrics) == (2, 1, None)
-
-
-def test_after_a_failure_the_model_is_the_best_there_was(tmp_path):
-    with seeded(0, "weights"):
-        model = Failing(fail_to_solve)
-    with pytest.raises(TrainingFailed):
-        run(make_config(tmp_path), model=model)
-    assert torch.equal(model.linear.weight, run(make_config(tmp_path, max_epochs=2)).model.linear.weight)
-
-
-def test_a_bad_loss_never_reaches_the_weights(tmp_path):
-    model = Failing(lambda prediction: prediction * float("nan"))
-    with pytest.raises(TrainingFailed):
-        run(make_config(tmp_path, metric_interval=10), model=model)
-    assert model.linear.weight.isfinite().all()
-
-
-def test_an_interrupted_training_is_saved(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(make_config(tmp_path), model=Failing(interrupt))
-    [path] = tmp_path.rglob("*.json")
-    assert load(path).status == "interrupted"
-    assert len(load(path).epochs) == 2
 
 
 def test_results_are_saved_under_their_condition(tmp_path):
