@@ -1,0 +1,272 @@
+"""Numbers to text: the tables of a list of runs for terminal, Markdown, LaTeX or CSV, and those in the README.
+
+`tables.py` prints them and the report shows them.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy
+import pandas
+
+from common.results import Results
+
+from .published import PUBLISHED, SCALES
+from .status import Status
+from .summary import BASELINES, CONFIDENCE, SAVINGS, collect, summarise
+
+FORMATS = ("terminal", "markdown", "latex", "csv")
+TITLES = {"speech_commands": "Neural CDE on Speech Commands", "acrobot": "Symplectic ODE-Net on acrobot"}
+METRICS = {"speech_commands": "accuracy", "acrobot": "loss"}
+QUANTITIES = {
+    "accuracy": "test accuracy",
+    "loss": "test loss",
+    "backward_nfe": "backward NFE, training",
+    "test_backward_nfe": "backward NFE, test set",
+    "forward_nfe": "forward NFE, training",
+    "seconds": "seconds of training",
+    "epoch_seconds": "seconds of an epoch",
+    "memory": "peak of GPU memory",
+}
+LEGEND = (
+    "Mean +- sample standard deviation over the runs of a row, which differ in their seed. NFE of a training: all its "
+    f"steps together. What is saved is followed by its {100 * CONFIDENCE:.0f} % bootstrap interval over pairs of runs "
+    "with the same seed: rough for few pairs, absent for one."
+)
+CLOCKS = {"CPU": " (CPU)", "wall": " (wall)"}
+COST_NOTE = "Seconds (CPU): of all cores together, over the runs that recorded them. Seconds (wall): by the clock."
+COMPARISON_NOTE = (
+    "NFE grow with batches and epochs, so of reduced runs only what is saved compares. The paper's NFE of a training "
+    "are ten times those of an extra pass in every 10th epoch. What is recalled was not checked against the paper."
+)
+NOTHING = "-"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of finished text. What is code in any of it stands between backticks, as in Markdown."""
+
+    title: str
+    frame: pandas.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table]:
+    """The tables of what `summary.collect` returned: a row a condition, or with `all_seeds` a row a run.
+
+    For each experiment: what is saved, the paper's figures beside ours (means, so not with `all_seeds`), in a table of
+    its own what is beyond the paper, and what everything costs.
+    """
+    tables = []
+    for experiment, runs in collected.groupby("experiment", sort=False):
+        title, summary = TITLES[experiment], summarise(runs, all_seeds=all_seeds)
+        baselines = [baseline for baseline in BASELINES if (runs["norm"] == baseline).any()]
+        papers, beyond = summary[~_is_beyond(summary)], summary[_is_beyond(summary)]
+        notes = (*_scale(runs), *_absences(runs[~_is_beyond(runs)]))
+        tables.append(Table(title, _savings(papers, baselines), notes))
+        comparison = [] if all_seeds or runs["synthetic"].any() else _comparison(papers)
+        if comparison:
+            frame = pandas.DataFrame(comparison)
+            tables.append(Table(f"{title}: the paper's figures beside ours", frame, (COMPARISON_NOTE,)))
+        if not beyond.empty:
+            notes = tuple(_absences(runs[_is_beyond(runs)]))
+            tables.append(Table(f"{title}: beyond the paper", _savings(beyond, baselines), notes))
+        tables.append(Table(f"{title}: costs", _costs(summary), (COST_NOTE,)))
+    return tables
+
+
+def render(standing: Iterable[Status], results: Iterable[Results], *, format: str, all_seeds: bool = False) -> str:
+    """The tables of these runs and their results in one of `FORMATS`, ending in a newline.
+
+    CSV is a single table of numbers, unrounded: what `summary.summarise` returns. LaTeX needs the packages
+    booktabs and graphicx.
+    """
+    collected = collect(standing, results)
+    if format == "csv":
+        return summarise(collected, all_seeds=all_seeds).to_csv(index=False)
+    tables = build(collected, all_seeds=all_seeds)
+    if format == "latex":
+        return "\n".join([_latex(LEGEND) + "\n", *map(_latex_table, tables)])
+    bold, style = ("", "simple") if format == "terminal" else ("**", "pipe")
+    parts = [LEGEND]
+    for table in tables:
+        alignment = ["right" if _is_number(name) else "left" for name in table.frame]
+        text = table.frame.to_markdown(index=False, tablefmt=style, colalign=alignment, disable_numparse=True)
+        parts += [f"{bold}{table.title}{bold}", text, *table.notes]
+    text = "\n\n".join(parts) + "\n"
+    return text.replace("`", "") if format == "terminal" else text
+
+
+def insert(document: str, text: str) -> str:
+    """`document` with `text` between the lines `BEGIN` and `END`, in place of what was there.
+
+    Raises:
+        ValueError: if these lines are not there exactly once, in this order.
+    """
+    lines = document.split("\n")
+    if lines.count(BEGIN) != 1 or lines.count(END) != 1 or lines.index(BEGIN) > lines.index(END):
+        raise ValueError(f"the tables need one line {BEGIN!r} and below it one line {END!r} to stand between: add them")
+    return "\n".join([*lines[: lines.index(BEGIN) + 1], *text.rstrip("\n").split("\n"), *lines[lines.index(END) :]])
+
+
+def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
+    """The columns that say which runs a row is about."""
+    columns = {
+        "rtol, atol": [_tolerances(*row) for row in summary[["rtol", "atol"]].itertuples(index=False)],
+        "norm": [_norm(*row) for row in summary[["norm", "warm_start"]].itertuples(index=False)],
+    }
+    if "seed" in summary:
+        columns["seed"] = summary["seed"].astype(str)
+    return pandas.DataFrame(columns, index=summary.index)
+
+
+def _savings(summary: pandas.DataFrame, baselines: list[str]) -> pandas.DataFrame:
+    metric = METRICS[summary["experiment"].iloc[0]]
+    table = _conditions(summary)
+    table["runs"] = [_num_runs(*row) for row in summary[["wanted", "completed", "failed"]].itertuples(index=False)]
+    table["epochs"] = summary["epochs_mean"].map(lambda epochs: NOTHING if numpy.isnan(epochs) else f"{epochs:.4g}")
+    for quantity in (metric, "backward_nfe"):
+        table[QUANTITIES[quantity]] = _cells(summary, quantity)
+    for baseline in baselines:
+        columns = [SAVINGS["backward_nfe", baseline] + end for end in ("", "_low", "_high")]
+        table[f"fewer than `{baseline}`"] = [_saving(*row) for row in summary[columns].itertuples(index=False)]
+    return table
+
+
+def _costs(summary: pandas.DataFrame) -> pandas.DataFrame:
+    table = _conditions(summary)
+    for quantity in ("seconds", "forward_nfe", "test_backward_nfe", "memory"):
+        table[QUANTITIES[quantity]] = _cells(summary, quantity)
+    return table
+
+
+def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
+    """Rows with a figure of the paper beside ours each, and with what the seminorm saves in both."""
+    rows = []
+    ours = papers.set_index(["experiment", "rtol", "atol", "norm"])
+    for figure in PUBLISHED:
+        condition = (figure.experiment, figure.rtol, figure.atol)
+        if not {(*condition, "default"), (*condition, "seminorm")} <= set(ours.index):
+            continue
+        cells = _cells(ours, figure.quantity)
+        saved = papers_saved = NOTHING
+        column = SAVINGS.get((figure.quantity, "default"))
+        if column is not None:
+            saved = _saving(ours.loc[(*condition, "seminorm"), column])
+            papers_saved = _saving(1 - figure.seminorm[0] / figure.default[0])
+        rows.append(
+            {
+                "rtol, atol": _tolerances(figure.rtol, figure.atol),
+                "quantity": QUANTITIES[figure.quantity],
+                "ours: `default`": cells[(*condition, "default")],
+                "ours: `seminorm`": cells[(*condition, "seminorm")],
+                "ours: fewer": saved,
+                "paper: `default`": _cell(figure.quantity, *figure.default),
+                "paper: `seminorm`": _cell(figure.quantity, *figure.seminorm),
+                "paper: fewer": papers_saved,
+                "paper: status": figure.status,
+            }
+        )
+    return rows
+
+
+def _is_beyond(rows: pandas.DataFrame) -> pandas.Series:
+    """Which rows are of no norm that the paper or its code has."""
+    return (rows["norm"] == "discrete") | rows["warm_start"]
+
+
+def _scale(runs: pandas.DataFrame) -> Iterable[str]:
+    """How large the runs are, beside the paper's."""
+    completed, paper = runs[runs["status"] == "completed"], SCALES[runs["experiment"].iloc[0]]
+    if completed.empty:
+        return
+    samples, sizes = (
+        " or ".join(f"{number:,.0f}" for number in completed[name].drop_duplicates())
+        for name in ("training_samples", "batch_size")
+    )
+    sample = " of synthetic sounds, which are not speech," if runs["synthetic"].any() else ""
+    yield (
+        f"Trained on {samples} samples{sample} in batches of {sizes}, on {' or '.join(completed['device'].unique())}. "
+        f"The paper: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, {paper.max_epochs} epochs, "
+        f"{paper.num_seeds} runs."
+    )
+    if completed["split"].nunique() > 1:
+        yield "These runs were not all trained on the same data; savings are of pairs that were."
+
+
+def _absences(runs: pandas.DataFrame) -> Iterable[str]:
+    """Which runs are missing, and why others failed."""
+    names = _conditions(runs).agg(lambda row: f"{row['norm']} at {row['rtol, atol']}", axis="columns")
+    missing = runs[runs["status"] == "missing"]
+    if not missing.empty:
+        seeds = missing["seed"].astype(str).groupby(names, sort=False).agg(", ".join)
+        yield "Missing: " + "; ".join(f"{name}, seed {which}" for name, which in seeds.items()) + "."
+    for index, run in runs[runs["status"] == "failed"].iterrows():
+        yield f"Failed: {names[index]}, seed {run['seed']}: {' '.join(run['failure'].split())}"
+
+
+def _cells(summary: pandas.DataFrame, quantity: str) -> pandas.Series:
+    means_and_deviations = summary[[f"{quantity}_mean", f"{quantity}_sd"]]
+    cells = means_and_deviations.agg(lambda row: _cell(quantity, *row), axis="columns")
+    return cells + summary["clock"].map(CLOCKS).fillna("") if "seconds" in quantity else cells
+
+
+def _cell(quantity: str, mean: float, deviation: float) -> str:
+    if numpy.isnan(mean):
+        return NOTHING
+    unit, factor, decimals = "", 1, 0
+    if quantity == "accuracy":
+        unit, factor, decimals = " %", 100, 1
+    elif quantity == "memory":
+        unit, factor = " MiB", 2.0**-20
+    elif quantity == "epoch_seconds":
+        decimals = 1
+    elif quantity.endswith("nfe") and mean >= 1e6:
+        unit, factor, decimals = " million", 1e-6, 2
+    elif quantity == "loss" and mean > 0:
+        decimals = max(0, 2 - int(numpy.floor(numpy.log10(mean))))
+    shown = [f"{factor * value:,.{decimals}f}" for value in (mean, deviation) if not numpy.isnan(value)]
+    return " +- ".join(shown) + unit
+
+
+def _saving(share: float, low: float = numpy.nan, high: float = numpy.nan) -> str:
+    if numpy.isnan(share):
+        return NOTHING
+    interval = "" if numpy.isnan(low) else f" ({round(100 * low)} to {round(100 * high)})"
+    return f"{round(100 * share)} %{interval}"
+
+
+def _num_runs(wanted: int, completed: int, failed: int) -> str:
+    return (str(completed) if completed == wanted else f"{completed} of {wanted}") + f", {failed} failed" * (failed > 0)
+
+
+def _norm(norm: str, warm_start: bool) -> str:
+    return f"`{norm}`" + ", warm start" * warm_start
+
+
+def _tolerances(*tolerances: float) -> str:
+    return ", ".join(numpy.format_float_scientific(tolerance, trim="-", exp_digits=1) for tolerance in tolerances)
+
+
+def _is_number(column: str) -> bool:
+    return column not in ("rtol, atol", "norm", "quantity", "paper: status")
+
+
+def _latex_table(table: Table) -> str:
+    frame = table.frame.map(_latex).rename(columns=_latex)
+    columns = "".join("r" if _is_number(name) else "l" for name in table.frame)
+    text = frame.to_latex(index=False, column_format=columns, caption=_latex(table.title), position="htbp")
+    notes = "".join(f"\\par\\footnotesize {_latex(note)}\n" for note in table.notes)
+    # Tables wider than the page shrink to it.
+    shrunk = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}"
+    text = text.replace(r"\begin{tabular}", shrunk).replace(r"\end{tabular}", r"\end{tabular}}")
+    return text.replace(r"\end{table}", notes + r"\end{table}")
+
+
+def _latex(text: str) -> str:
+    special = {**{character: f"\\{character}" for character in "&%$#_{}"}, "\\": r"\textbackslash{}"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+    escaped = text.translate(str.maketrans(special)).replace("+-", r"$\pm$")
+    return re.sub(r"`([^`]*)`", r"\\texttt{\1}", escaped)

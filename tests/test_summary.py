@@ -1,0 +1,102 @@
+"""The numbers of the tables, against hand calculations."""
+
+import dataclasses
+
+import numpy
+import pytest
+from records import collected, result, speech, three_seeds
+
+from reproduction.status import Status
+from reproduction.summary import collect, saving, summarise
+from reproduction.typesetting import build
+
+
+def test_means_and_sample_deviations_by_hand():
+    summary = summarise(collected(three_seeds())).set_index("norm")
+    assert list(summary.index) == ["default", "per-tensor", "seminorm"]
+    row = summary.loc["default"]
+    assert (row.wanted, row.completed, row.failed) == (3, 3, 0)
+    assert (row.backward_nfe_mean, row.backward_nfe_sd) == (200, 100)
+    assert (row.test_backward_nfe_mean, row.test_backward_nfe_sd) == (20, 10)
+    assert row.accuracy_mean == pytest.approx(0.92)
+    assert row.accuracy_sd == pytest.approx(0.02)
+    assert (row.seconds_mean, row.epoch_seconds_mean, row.clock) == (11.0, 5.5, "CPU")
+    assert row.epochs_mean == 2
+
+
+def test_savings_are_against_the_named_norm():
+    summary = summarise(collected(three_seeds())).set_index("norm")
+    seminorm, per_tensor = summary.loc["seminorm"], summary.loc["per-tensor"]
+    assert seminorm["backward_nfe_saving_default"] == pytest.approx(1 - 350 / 600)
+    assert seminorm["backward_nfe_saving_per-tensor"] == pytest.approx(1 - 350 / 1400)
+    assert per_tensor["backward_nfe_saving_default"] == pytest.approx(1 - 1400 / 600)
+    assert numpy.isnan(summary.loc["default", "backward_nfe_saving_default"])
+    # The only resamples of three pairs beyond these ends hold one pair three times, and none of them lies further out.
+    assert seminorm["backward_nfe_saving_default_low"] == pytest.approx(0.25)
+    assert seminorm["backward_nfe_saving_default_high"] == pytest.approx(0.5)
+
+
+def test_savings_pair_equal_seeds_on_equal_data():
+    pairs = [(speech("default", 0), 100), (speech("default", 1), 1000), (speech("seminorm", 1), 500)]
+    results = [(run, result(run, cost)) for run, cost in pairs]
+    row = summarise(collected(results)).set_index("norm").loc["seminorm"]
+    assert row["backward_nfe_saving_default"] == 0.5
+    assert numpy.isnan(row["backward_nfe_saving_default_low"])
+    results[2] = (results[2][0], result(results[2][0], 500, split="others"))
+    assert numpy.isnan(summarise(collected(results)).set_index("norm").loc["seminorm", "backward_nfe_saving_default"])
+    assert "not all trained on the same data" in " ".join(build(collected(results))[0].notes)
+
+
+def test_the_interval_contains_the_truth_and_shrinks():
+    random = numpy.random.default_rng(7)
+
+    def interval(num_pairs):
+        baseline = random.normal(1000, 50, num_pairs)
+        return saving(0.6 * baseline + random.normal(0, 50, num_pairs), baseline)
+
+    hits = [low <= 0.4 <= high for _, low, high in (interval(30) for _ in range(100))]
+    assert 85 <= sum(hits) <= 100
+    widths = [numpy.mean([high - low for _, low, high in (interval(n) for _ in range(10))]) for n in (5, 20, 80)]
+    assert widths[0] > 1.5 * widths[1] > 1.5**2 * widths[2]
+    share, low, high = interval(10)
+    assert low < share < high
+
+
+def test_equal_costs_save_nothing_for_certain():
+    costs = numpy.array([3.0, 4.0, 5.0])
+    assert saving(costs, costs) == (0, 0, 0)
+    share, low, high = saving(costs[:1], costs[1:2])
+    assert share == 0.25
+    assert numpy.isnan([low, high]).all()
+
+
+def test_the_seconds_of_two_clocks_do_not_mix():
+    runs = [speech("default", seed) for seed in range(3)]
+    old = result(runs[0], 100, cpu_seconds=(None, None))
+    new = [result(run, 100, cpu_seconds=(run.config.seed, 1.0)) for run in runs[1:]]
+    row = summarise(collected(list(zip(runs, [old, *new], strict=True)))).iloc[0]
+    assert (row.clock, row.seconds_mean, row.completed) == ("CPU", 2.5, 3)
+    assert row.backward_nfe_mean == 100
+    row = summarise(collected([(runs[0], old)])).iloc[0]
+    assert (row.clock, row.seconds_mean) == ("wall", 20)
+    on_gpu = result(runs[0], 100, config={"device": "cuda:0"})
+    row = summarise(collected([(runs[0], on_gpu)])).iloc[0]
+    assert (row.clock, row.seconds_mean) == ("wall", 20)
+
+
+def test_only_completed_results_of_just_this_run_count():
+    run = speech("default")
+    others = [
+        result(run, 999, status="failed", failure="no"),
+        result(run, 999, start_time=1.0),
+        result(speech("default", learning_rate=0.5), 999, start_time=9.0),
+        result(speech("default", data_root="synthetic"), 999, start_time=9.0),
+        result(run, 999, start_time=9.0, status="interrupted"),
+        dataclasses.replace(result(run, 999, start_time=9.0), experiment="no_experiment"),
+    ]
+    latest = result(run, 100, start_time=2.0, config={"device": "cuda", "data_root": "elsewhere"})
+    (row,) = collect([Status(run, "done")], [latest, *others]).to_dict("records")
+    assert row["backward_nfe"] == 100
+    (row,) = collect([Status(run, "missing")], others[2:]).to_dict("records")
+    assert row["status"] == "missing"
+    assert numpy.isnan(row["backward_nfe"])
