@@ -17,7 +17,8 @@ from torch import Tensor
 from . import files
 from .errors import Interrupted, RunBusy, TrainingFailed
 from .measuring import Pass
-from .results import Epoch, HistoryEntry, Results, read_as
+from .records import read_as
+from .results import Epoch, HistoryEntry, Results
 
 SCHEMA = 1
 RESUME = "do the same with resume=True (on the command line: --resume)"

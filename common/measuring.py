@@ -4,7 +4,8 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from .results import Metrics, read_as
+from .records import read_as
+from .results import Metrics
 from .statistics import SolveStatistics
 
 MAX_TIMES = 256

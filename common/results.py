@@ -13,36 +13,21 @@ import os
 import re
 import reprlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from . import files
+from .records import IN_MEMORY_ONLY, Record, plain, read_as
 
 SCHEMA = 2
 Setting = str | int | float | bool | None
 
 logger = logging.getLogger(__name__)
-
-
-class Record(Mapping):
-    """A dataclass whose fields can also be looked up by name, as in a dictionary."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.__dataclass_fields__:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dataclass_fields__)
-
-    def __len__(self) -> int:
-        return len(self.__dataclass_fields__)
 
 
 @dataclass(kw_only=True)
@@ -114,12 +99,12 @@ class Results(Record):
     baseline_memory: int | None = None
     start_time: float
     timespan: float | None = None
-    model: nn.Module | None = field(default=None, repr=False)
+    model: nn.Module | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
     parameters: int
     history: list[HistoryEntry] = field(default_factory=list, repr=False)
-    train_dataloader: Iterable | None = field(default=None, repr=False)
-    val_dataloader: Iterable | None = field(default=None, repr=False)
-    test_dataloader: Iterable | None = field(default=None, repr=False)
+    train_dataloader: Iterable | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
+    val_dataloader: Iterable | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
+    test_dataloader: Iterable | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
     train_metrics: Metrics | None = None
     val_metrics: Metrics | None = None
     test_metrics: Metrics | None = None
@@ -133,50 +118,6 @@ class Results(Record):
 
 IDENTIFYING = ("norm", "rtol", "atol", "seed")
 """The settings that every experiment has, and by which readers know a run."""
-IN_MEMORY_ONLY = ("model", "train_dataloader", "val_dataloader", "test_dataloader")
-
-
-def read_as(kind: Any, value: Any, name: str = "it") -> Any:
-    """`value`, in terms of JSON, as a field annotated with `kind` has it; objects become records.
-
-    Of a kind of record and its subclasses, an object becomes that which has exactly its names. null is NaN where a
-    number must be.
-
-    Raises:
-        ValueError: if `value` is something else; the sentence begins with `name`.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        others = [argument for argument in arguments if argument is not NoneType]
-        if type(value) in arguments:
-            return value
-        if len(others) == 1:
-            return read_as(others[0], value, name)
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif origin is list:
-        if isinstance(value, list):
-            return [read_as(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
-    elif origin is dict:
-        if isinstance(value, dict):
-            return {key: read_as(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
-    elif kind is Any or type(value) is kind:
-        return value
-    elif kind is float and type(value) in (int, NoneType):
-        return math.nan if value is None else float(value)
-    elif issubclass(kind, Record) and isinstance(value, Mapping):
-        return _read_record(kind, value, name)
-    raise ValueError(f"{name} is {reprlib.repr(value)}, not {kind if arguments else kind.__name__}")
-
-
-def _read_record(kind: type[Record], values: Mapping[str, Any], name: str) -> Record:
-    for record in (*kind.__subclasses__(), kind):
-        kinds = {item.name: item.type for item in fields(record) if item.name not in IN_MEMORY_ONLY}
-        if kinds.keys() == values.keys():
-            return record(**{key: read_as(kinds[key], value, f"{name}.{key}") for key, value in values.items()})
-    lacking, unknown = sorted(kinds.keys() - values.keys()), sorted(values.keys() - kinds.keys())
-    raise ValueError(f"{name} lacks {lacking} and has the unknown {unknown}")
 
 
 def directory_of(results_dir: str, experiment: str, condition: str) -> Path:
@@ -209,11 +150,10 @@ def save(results: Results, directory: Path) -> Path:
     Raises:
         OSError: if there is no room, for example; then nothing is left of it.
     """
-    stored = {name: value for name, value in results.items() if name not in IN_MEMORY_ONLY}
     partial = directory / f"{uuid.uuid4().hex}.partial"
     weights = partial.with_suffix(".pt.partial")
     try:
-        files.write(partial, json.dumps(_plain({"schema": SCHEMA, **stored}), allow_nan=False).encode())
+        files.write(partial, json.dumps({"schema": SCHEMA, **plain(results)}, allow_nan=False).encode())
         if results.status == "completed":
             buffer = io.BytesIO()
             torch.save(results.model.state_dict(), buffer)
@@ -289,14 +229,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number")
     return number
-
-
-def _plain(value: Any) -> Any:
-    """`value` in terms of strict JSON: records become objects, and numbers that are not finite become null."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

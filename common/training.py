@@ -21,16 +21,8 @@ from .checkpoint import RESUME, Checkpoint, DelayedSignals, State
 from .config import TrainingConfig
 from .errors import SolverError, TrainingFailed
 from .measuring import Pass
-from .results import (
-    ClassifierEpoch,
-    Epoch,
-    HistoryEntry,
-    Metrics,
-    Results,
-    make_directory,
-    read_as,
-    save,
-)
+from .records import read_as
+from .results import ClassifierEpoch, Epoch, HistoryEntry, Metrics, Results, make_directory, save
 from .statistics import SolveStatistics
 
 CHECKPOINT_SECONDS = 300.0

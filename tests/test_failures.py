@@ -102,11 +102,11 @@ def test_an_interrupted_training_is_saved(tmp_path):
     ("learning_rate", "reason"),
     [
         (1e38, "AdamW cannot step (.*); try a smaller learning rate"),
-        (1e30, "the (loss|norm of the weights) is inf; try"),
+        (1e30, "the norm of the weights is inf; try a smaller"),
     ],
 )
 def test_a_learning_rate_beyond_all_bounds(tmp_path, learning_rate, reason):
-    with pytest.raises(TrainingFailed, match=rf"epoch 1 \(training\), batch \d of 3, at rtol 0.001 .*: {reason}"):
+    with pytest.raises(TrainingFailed, match=rf"epoch 1 \(training\), batch 1 of 3, at rtol 0.001 .*: {reason}"):
         run(make_config(tmp_path, learning_rate=learning_rate))
     assert not checkpoints(tmp_path)
 

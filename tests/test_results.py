@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.results import Epoch, HistoryEntry, Metrics, Results, load, load_all, make_directory, read_as, save
+from common.records import read_as
+from common.results import Epoch, HistoryEntry, Metrics, Results, load, load_all, make_directory, save
 
 COUNTS = {
     f"{direction}_{name}": number
