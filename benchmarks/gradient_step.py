@@ -2,7 +2,8 @@
 
 Every contestant does the same work, forward and backward, on the same batch and the same briefly trained weights. They
 take turns in each round, on one core, and process CPU time is compared within the round, so that a machine's moods
-touch all of them alike. The table gives medians over the rounds, and the range of each ratio.
+touch all of them alike. The table gives medians over the rounds, and the range of each ratio. One more step of each
+tells how much memory it takes, on Linux.
 """
 
 import os
@@ -11,6 +12,7 @@ import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
+import ctypes
 import functools
 import importlib.metadata
 import platform
@@ -18,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas
 import torch
@@ -54,6 +57,22 @@ class _Unfused(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.module(t, y)
+
+
+class _Compiled(_Unfused):
+    """The same, compiled by torch. The code is compiled once for each shape, in the warm-up."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return _call_compiled(self.module, t, y)
+
+
+@torch.compile(dynamic=False)
+def _call_compiled(module: nn.Module, t: Tensor, y: Tensor) -> Tensor:
+    return module(t, y)
+
+
+def _solve_compiled(func: nn.Module, *arguments, **options) -> Solution:
+    return solve(_Compiled(func), *arguments, **options)
 
 
 def _solve_unfused(func: nn.Module, *arguments, **options) -> Solution:
@@ -108,6 +127,7 @@ def neural_cde(batch_size: int, data_root: str) -> list[Contestant]:
         "torchdiffeq, its default norm": (solve, dict(adjoint="per-tensor", solver="torchdiffeq")),
         "torchdiffeq, seminorm": (solve, dict(adjoint="seminorm", solver="torchdiffeq")),
         "ours, seminorm, autograd's field": (_solve_unfused, dict(adjoint="seminorm")),
+        "ours, seminorm, autograd's field, torch.compile": (_solve_compiled, dict(adjoint="seminorm")),
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
         "ours, discrete": (solve, dict(adjoint="discrete")),
         "ours, default": (solve, dict(adjoint="default")),
@@ -168,6 +188,7 @@ def compare(contestants: list[Contestant], num_rounds: int) -> pandas.DataFrame:
             started = time.process_time()
             contestant.step()
             seconds[contestant.name].append(time.process_time() - started)
+    mebibytes = {contestant.name: _peak_memory(contestant.step) for contestant in contestants}
     baseline = seconds[contestants[0].name]
     rows = []
     for name, taken in seconds.items():
@@ -179,9 +200,28 @@ def compare(contestants: list[Contestant], num_rounds: int) -> pandas.DataFrame:
                 "CPU seconds": f"{statistics.median(taken):.3f}",
                 "times faster than the first": f"{statistics.median(ratios):.2f}",
                 "range": f"{min(ratios):.2f} to {max(ratios):.2f}",
+                "MiB": mebibytes[name],
             }
         )
     return pandas.DataFrame(rows)
+
+
+def _peak_memory(step: Callable) -> str:
+    """How far the process's resident memory rises during a step, in MiB; empty where the system does not tell."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return ""
+    # What was freed goes back to the system first, so that the step must ask for all that it needs.
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")  # the peak becomes what is resident now
+    before = _resident(status, "VmRSS")
+    step()
+    return f"{(_resident(status, 'VmHWM') - before) / 1024:.0f}"
+
+
+def _resident(status: Path, name: str) -> int:
+    [line] = [line for line in status.read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1])
 
 
 def main(data_root: str = "synthetic", rounds: int = 5, problems: tuple[str, ...] = ("32", "128", "acrobot")) -> None:
@@ -203,7 +243,7 @@ def main(data_root: str = "synthetic", rounds: int = 5, problems: tuple[str, ...
         else:
             title, contestants = f"Neural CDE, batch {problem}", neural_cde(int(problem), data_root)
         table = compare(contestants, rounds)
-        print(f"\n### {title}\n{table.to_markdown(index=False, colalign=('left', *['right'] * 4))}", flush=True)
+        print(f"\n### {title}\n{table.to_markdown(index=False, colalign=('left', *['right'] * 5))}", flush=True)
 
 
 if __name__ == "__main__":
