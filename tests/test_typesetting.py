@@ -3,15 +3,17 @@
 import io
 import shutil
 import subprocess
+from pathlib import Path
 
 import pandas
 import pytest
 from records import acrobot, collected, result, speech, three_seeds
 
 import tables
+from common.results import load_all
 from reproduction.published import PUBLISHED, SCALES
 from reproduction.runs import EXPERIMENTS, Run, preset_runs
-from reproduction.status import Status
+from reproduction.status import Status, statuses
 from reproduction.summary import collect, summarise
 from reproduction.typesetting import BEGIN, END, build, insert, render
 
@@ -198,3 +200,10 @@ def test_every_figure_of_the_paper_has_runs_to_stand_beside():
 def test_the_papers_figures_agree_with_what_it_claims_to_save():
     saved = [1 - each.seminorm[0] / each.default[0] for each in PUBLISHED if each.quantity == "backward_nfe"]
     assert [f"{share:.0%}" for share in saved] == ["40%", "58%", "62%"]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    document = tables.README.read_text(encoding="utf-8")
+    runs, results_dir = preset_runs("cpu"), Path(tables.README).with_name("results")
+    text = render(statuses(runs, results_dir), load_all(results_dir).values(), format="markdown")
+    assert insert(document, text) == document, "run: python tables.py --preset cpu --render --write-readme"
