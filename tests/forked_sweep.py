@@ -125,14 +125,14 @@ def interrupted(runs, folder):
     whole(runs, folder)
     for number in (signal.SIGINT, signal.SIGTERM):
         process = start_sweep(runs, folder / "interrupted")
-        while len(process.workers()) < 2:
+        while len(process.workers()) < 2 or not list(folder.rglob("*.checkpoint")):
             time.sleep(0.01)
-        time.sleep(0.3)
         workers = process.workers()
         # As a terminal does it: to the sweep's whole process group.
         os.killpg(process.pid, number)
         assert process.wait() == 128 + number
         assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    assert any("interrupted in epoch" in log.read_text() for log in folder.rglob("seed-*.log"))
     assert start_sweep(runs, folder / "interrupted").wait() == 0
 
 

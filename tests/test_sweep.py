@@ -15,6 +15,7 @@ from test_checkpoint import ENVIRONMENT, TESTS
 from test_results import EPOCH, make_results
 
 from common.results import Epoch, load_all, make_directory, read_as, save
+from reproduction import local_engine
 from reproduction import sweep as sweep_module
 from reproduction.local_engine import devices_of, run_locally
 from reproduction.runs import Run
@@ -201,6 +202,46 @@ def test_devices_are_dealt_out(monkeypatch):
     assert devices_of("cpu", 2) == ["cpu", "cpu"]
 
 
+class FakeWorker:
+    """Ends a while after a signal."""
+
+    def __init__(self, started):
+        self.signals = self.polls_since = 0
+        self.returncode = None
+        started.append(self)
+
+    def terminate(self):
+        self.signals += 1
+
+    def poll(self):
+        self.polls_since += self.signals > 0
+        if self.polls_since > 3:
+            self.returncode = 143
+        return self.returncode
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    started = []
+    monkeypatch.setattr(local_engine, "_start", lambda task, device, num_threads: FakeWorker(started))
+    monkeypatch.setattr(local_engine, "POLL_SECONDS", 0.001)
+    return started
+
+
+def test_who_is_at_work_when_the_sweep_stops_is_told_once_and_no_one_follows(tmp_path, workers):
+    tasks = [Task(toy_run(seed=seed), str(tmp_path)) for seed in range(4)]
+    outcomes = run_locally(tasks, lambda: len(workers) == 2, devices=["cpu", "cpu"])
+    assert [status.state for status in outcomes if status] == ["running"] * 2 + ["interrupted"] * 2
+    assert [worker.signals for worker in workers] == [1, 1]
+
+
+def test_an_error_in_the_sweep_leaves_no_one_at_work(tmp_path, workers):
+    outcomes = run_locally([Task(toy_run(), str(tmp_path))], lambda: False, devices=["cpu"])
+    next(outcomes)
+    outcomes.close()
+    assert [worker.signals for worker in workers] == [1]
+
+
 def test_workers_are_processes_that_share_the_threads(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
@@ -214,8 +255,8 @@ def test_workers_are_processes_that_share_the_threads(tmp_path, monkeypatch):
 
 
 def trained(folder):
-    """What each completed run under a folder learnt, without times and folders."""
-    clocks = {"start_time", "timestamp", "timespan", "seconds", "cpu_seconds", "results_dir"}
+    """What each completed run under a folder learnt; the commit may change while a slow test goes on."""
+    clocks = {"start_time", "timestamp", "timespan", "seconds", "cpu_seconds", "results_dir", "commit"}
 
     def stripped(value):
         if isinstance(value, dict):
