@@ -1,0 +1,84 @@
+"""Draws the paper's figures, and some more, from what is in results/: `python figures.py`, or `--help`."""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+from matplotlib.figure import Figure
+
+from common.results import load_all
+from reproduction import diagnostic_figures, run_figures
+from reproduction.runs import EXPERIMENTS
+from reproduction.style import NothingToDraw, render
+
+FORMATS = ("png", "pdf")
+ANIMATION = "acrobot-control.gif"
+
+
+def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
+    """Every figure by its name. What draws it raises NothingToDraw where the results lack what it takes."""
+    results = list(load_all(results_dir).values())
+    drawings = {}
+    for experiment in EXPERIMENTS:
+        # One experiment without runs must not keep the other's figures from being drawn.
+        runs = partial(run_figures.comparable, results, experiment)
+        drawings[f"{experiment}-backward-nfe"] = lambda runs=runs: run_figures.backward_nfe(runs())
+        drawings[f"{experiment}-learning"] = lambda runs=runs: run_figures.learning(runs())
+        drawings[f"{experiment}-solver-times"] = lambda runs=runs: run_figures.solver_times(runs())
+        if experiment == "speech_commands":  # the paper has acrobot at one pair of tolerances only
+            drawings[f"{experiment}-nfe-by-tolerance"] = lambda runs=runs: run_figures.nfe_by_tolerance(runs())
+    read = partial(diagnostic_figures.read, results_dir)
+    drawings["gradient-errors"] = lambda: diagnostic_figures.gradient_errors(read("gradient_errors"))
+    drawings["step-errors"] = lambda: diagnostic_figures.step_errors(read("step_errors"))
+    drawings["acrobot-control-frames"] = lambda: diagnostic_figures.control_frames(read("control"))
+    drawings["acrobot-control-curves"] = lambda: diagnostic_figures.control_curves(read("control"))
+    return drawings
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draws every figure that there are results for, and says what the others lack.
+
+    Figures of runs are made of completed runs, the others of what `python -m reproduction.diagnostics` has measured.
+    It exits with 0 if all figures were drawn, and else with 1.
+    """
+
+    results_dir: str = "results"
+    """Folder of the results files."""
+    output: str | None = None
+    """Folder for the figures; `figures` in the folder of the results if not given."""
+
+
+def main(options: Options) -> None:
+    """Draws what can be drawn."""
+    logging.basicConfig(format="%(message)s")
+    output = Path(options.output or Path(options.results_dir, "figures"))
+    output.mkdir(parents=True, exist_ok=True)
+    files = {}
+    lacking = []
+    for name, draw in figures(options.results_dir).items():
+        try:
+            figure = draw()
+        except NothingToDraw as reason:
+            lacking.append(f"{name}: {reason}")
+            continue
+        files |= {f"{name}.{kind}": render(figure, kind) for kind in FORMATS}
+    try:
+        control = diagnostic_figures.read(options.results_dir, "control")
+        files[ANIMATION] = diagnostic_figures.control_animation(control)
+    except NothingToDraw as reason:
+        lacking.append(f"{ANIMATION}: {reason}")
+    for name, content in files.items():
+        (output / name).write_bytes(content)
+    print(f"Drew {len(files)} files in {output}")
+    for sentence in lacking:
+        print(f"Not drawn: {sentence}", file=sys.stderr)
+    sys.exit(1 if lacking else 0)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

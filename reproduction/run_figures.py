@@ -1,0 +1,305 @@
+"""Figures of finished runs: evaluations and learning by epoch, over the tolerances, and where in time they happen.
+
+Each takes the results of any number of runs of one experiment, as `comparable` gives them, and returns a matplotlib
+figure, which `style.render` turns into bytes. `figures.py` writes them to files, a report may put them on its page.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from common.results import Results
+
+from .style import GREY, LOOKS, WARM_START, WIDTH, NothingToDraw, legend_above, styled, tolerance_label
+
+logger = logging.getLogger(__name__)
+
+MAY_DIFFER = (
+    "norm", "rtol", "atol", "warm_start", "seed", "max_epochs", "metric_interval", "published_metrics",
+    "device", "save", "results_dir", "resume", "data_root",
+)  # fmt: skip
+"""Settings in which runs of one figure may differ; what data there were is told by the digest of the split."""
+TOLERANCES = ["rtol", "atol"]
+
+
+def norm_of(results: Results) -> str:
+    """The name in `LOOKS` of how a run differentiates."""
+    return WARM_START if results.config.get("warm_start") else results.config["norm"]
+
+
+def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
+    """The completed runs of an experiment that belong in one figure; a warning goes to the log for those left out.
+
+    They have the same data, model and batches, and are those which saw the most samples in all. Of several with the
+    same norm, tolerances and seed the one with the most epochs counts.
+    """
+    mine = [result for result in results if result.experiment == experiment]
+    completed = [result for result in mine if result.status == "completed"]
+    groups: dict[str, dict[tuple, Results]] = {}
+    for result in completed:
+        settings = {name: value for name, value in result.config.items() if name not in MAY_DIFFER}
+        group = groups.setdefault(json.dumps([settings, result.provenance["split"]], sort_keys=True), {})
+        key = (norm_of(result), result.config["rtol"], result.config["atol"], result.config["seed"])
+        if key not in group or len(group[key].epochs) < len(result.epochs):
+            group[key] = result
+    if not groups:
+        raise NothingToDraw(
+            f"There is no completed run of {experiment}: make one by `python {experiment}.py --device cpu --norm "
+            "seminorm`, or all by `python tables.py`."
+        )
+    chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * _num_batches(r) for r in group.values()))
+    if len(mine) > len(chosen):
+        logger.warning(
+            "%d of %d runs of %s are not drawn: unfinished, repeated, or of other data, models or batches.",
+            len(mine) - len(chosen), len(mine), experiment,
+        )  # fmt: skip
+    return list(chosen.values())
+
+
+def epoch_table(results: Sequence[Results]) -> pandas.DataFrame:
+    """One row for each epoch of each run: its condition, the NFE of a mean gradient step, losses and accuracies.
+
+    What was not measured in an epoch is NaN.
+    """
+    rows = []
+    for result in results:
+        measured = {entry.epoch: entry.val_metrics for entry in result.history}
+        num_batches = _num_batches(result)
+        for epoch in result.epochs:
+            row = {name: result.config[name] for name in (*TOLERANCES, "seed")} | {"norm": norm_of(result)}
+            row |= {"epoch": epoch.epoch, "train loss": epoch.loss}
+            row |= {f"{way}_nfe": epoch[f"{way}_nfe"] / num_batches for way in ("forward", "backward")}
+            if epoch.epoch in measured:
+                row["validation loss"] = measured[epoch.epoch].loss
+            if "accuracy" in epoch:
+                row["train accuracy"] = epoch.accuracy
+                if epoch.epoch in measured:
+                    row["validation accuracy"] = measured[epoch.epoch].accuracy
+            rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+@styled
+def backward_nfe(results: Sequence[Results]) -> Figure:
+    """Backward NFE of a mean gradient step against the epoch: a panel for each pair of tolerances, a line a norm.
+
+    Lines are means over the seeds, bands go from the least to the most.
+    """
+    panels = sorted(epoch_table(results).groupby(TOLERANCES), key=lambda panel: panel[0], reverse=True)
+    figure = Figure(figsize=(_width(len(panels)), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (tolerances, part) in zip(axes, panels, strict=True):
+        _draw_bands(ax, part, "backward_nfe")
+        forward = part.groupby("epoch")["forward_nfe"].mean()
+        ax.plot(forward.index, forward, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), label="forward (all norms)")
+        ax.set(title=_title(tolerances, part), xlabel="epoch", ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("backward NFE per gradient step")
+    legend_above(figure, axes)
+    return figure
+
+
+@styled
+def learning(results: Sequence[Results]) -> Figure:
+    """Loss, and accuracy if there is one, against the epoch: a column for each pair of tolerances, a line a norm.
+
+    Lines are means over the seeds on the validation data, bands go from the least to the most. Thin lines without
+    markers are means of the training steps.
+    """
+    table = epoch_table(results)
+    quantities = [name for name in ("accuracy", "loss") if f"validation {name}" in table]
+    panels = sorted(table.groupby(TOLERANCES), key=lambda panel: panel[0], reverse=True)
+    size = (_width(len(panels)), 0.6 + 2.1 * len(quantities))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(quantities), len(panels), squeeze=False, sharex="col", sharey="row")
+    for row, quantity in zip(axes, quantities, strict=True):
+        for ax, (tolerances, part) in zip(row, panels, strict=True):
+            _draw_bands(ax, part, f"validation {quantity}")
+            for norm, runs in part.groupby("norm"):
+                training = runs.groupby("epoch")[f"train {quantity}"].mean()
+                look = LOOKS[norm]
+                ax.plot(training.index, training, color=look.color, linestyle=look.linestyle, linewidth=0.6)
+            if ax in axes[0]:
+                ax.set_title(_title(tolerances, part))
+            if ax in axes[-1]:
+                ax.set_xlabel("epoch")
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if quantity == "loss":
+            row[0].set_yscale("log")
+        else:
+            row[0].set_ylim(0, 1)
+            row[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        row[0].set_ylabel(quantity)
+    axes[0, 0].plot([], color=GREY, marker="o", label="validation")
+    axes[0, 0].plot([], color=GREY, linewidth=0.6, label="training")
+    legend_above(figure, axes[0])
+    return figure
+
+
+@styled
+def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
+    """Backward NFE against the tolerance, and as a multiple of the seminorm's: a line a norm, points for seeds.
+
+    The NFE are those of a mean gradient step over the first epochs, as many as every run has.
+    """
+    table = epoch_table(results)
+    if table["rtol"].nunique() < 2:
+        raise NothingToDraw(
+            f"The runs of {results[0].experiment} have one pair of tolerances: make some with others, "
+            "by `python tables.py` or `--rtol` and `--atol`."
+        )
+    num_epochs = table.groupby([*TOLERANCES, "norm", "seed"])["epoch"].max().min()
+    table = table[table["epoch"] <= num_epochs]
+    means = table.groupby(["norm", "rtol", "seed"])["backward_nfe"].mean()
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for norm, look in LOOKS.items():
+        if norm not in means:
+            continue
+        seeds = means[norm].reset_index()
+        line = means[norm].groupby("rtol").mean()
+        style = dict(color=look.color, marker=look.marker, linestyle=look.linestyle, linewidth=look.linewidth)
+        axes[0].plot(line.index, line, label=norm, **style)
+        axes[0].scatter(seeds["rtol"], seeds["backward_nfe"], s=5, color=look.color, alpha=0.5, linewidths=0)
+        if "seminorm" in means:
+            ratio = line / means["seminorm"].groupby("rtol").mean()
+            axes[1].plot(ratio.index, ratio, **style)
+    axes[0].set(yscale="log", ylabel=f"backward NFE per gradient step\n(epochs 1 to {num_epochs})")
+    axes[1].set(ylabel="times the seminorm's", ylim=(0, None))
+    for ax in axes:
+        ax.set(xscale="log", xlabel="relative tolerance")
+        ax.set_xticks(sorted(table["rtol"].unique()))
+        ax.minorticks_off()
+        ax.invert_xaxis()
+    legend_above(figure, [axes[0]])
+    return figure
+
+
+@dataclass(frozen=True)
+class TimeAxis:
+    """The solve's time of an experiment, cut into bins."""
+
+    label: str
+    start: float
+    end: float
+    num_bins: int
+    unit: float
+    """The time for which densities are given, and what it is."""
+    unit_name: str
+
+
+TIME_AXES = {
+    "speech_commands": TimeAxis("$t$ (frames of the recording)", 0.0, 160.0, 20, 1.0, "frame"),
+    # A step goes on beyond the output time that it is meant for, the last one to before 0.
+    "acrobot": TimeAxis("$t$ (seconds)", -0.125, 0.35, 19, 0.05, "0.05 s"),
+}
+KINDS = {
+    "backward_ts": "evaluations",
+    "backward_accept_ts": "accepted steps",
+    "backward_reject_ts": "rejected steps",
+}
+COUNTS = {
+    "backward_ts": "backward_nfe",
+    "backward_accept_ts": "backward_accepted",
+    "backward_reject_ts": "backward_rejected",
+}
+
+
+def time_histogram(results: Sequence[Results], kind: str) -> np.ndarray:
+    """How many backward times of a kind of `KINDS` a mean gradient step has in each bin, (num_bins,).
+
+    Times are those of the first batch of every measured epoch of training, where the files have at most 256 of each.
+    They give the shape; the sum is exact: what all batches of these epochs had on average.
+    """
+    axis = TIME_AXES[results[0].experiment]
+    limits = (axis.start, axis.end)
+    shape, total, num_measured = np.zeros(axis.num_bins), 0.0, 0
+    for result in results:
+        num_batches = _num_batches(result)
+        for entry in result.history:
+            times, count = entry.train_metrics[kind], entry.train_metrics[COUNTS[kind]] / num_batches
+            if times:
+                counted, _ = np.histogram(np.clip(times, *limits), axis.num_bins, limits)
+                shape += counted * (count / len(times))
+            total += count
+            num_measured += 1
+    return shape * (total / shape.sum() / num_measured) if shape.any() else shape
+
+
+@styled
+def solver_times(results: Sequence[Results]) -> Figure:
+    """Where in time the backward solve evaluates, accepts and rejects, `default` beside `seminorm`.
+
+    A row for each pair of tolerances, a column for each kind of `KINDS`; see `time_histogram`. The numbers above are
+    sums over time: what a mean gradient step has.
+    """
+    axis = TIME_AXES[results[0].experiment]
+    by_tolerances: dict[tuple, dict[str, list[Results]]] = {}
+    for result in results:
+        norms = by_tolerances.setdefault((result.config["rtol"], result.config["atol"]), {})
+        norms.setdefault(norm_of(result), []).append(result)
+    rows = [(pair, by_norm) for pair, by_norm in by_tolerances.items() if {"default", "seminorm"} <= set(by_norm)]
+    if not rows:
+        raise NothingToDraw(
+            f"There is no pair of completed runs of {results[0].experiment} with the norms default and seminorm at the "
+            "same tolerances: make the one that is missing."
+        )
+    rows.sort(key=lambda row: row[0], reverse=True)
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(KINDS), squeeze=False, sharex=True)
+    edges = np.linspace(axis.start, axis.end, axis.num_bins + 1)
+    per_unit = axis.unit / (edges[1] - edges[0])
+    for row, (tolerances, by_norm) in zip(axes, rows, strict=True):
+        for ax, (kind, name) in zip(row, KINDS.items(), strict=True):
+            totals = []
+            for norm in ("default", "seminorm"):
+                histogram = time_histogram(by_norm[norm], kind)
+                total = histogram.sum()
+                totals.append(f"{norm} {total:,.0f}" if total == 0 or total >= 10 else f"{norm} {total:.1f}")
+                look = LOOKS[norm]
+                if norm == "default":
+                    ax.stairs(histogram * per_unit, edges, color=look.color, fill=True, alpha=0.15)
+                style = dict(color=look.color, linestyle=look.linestyle, linewidth=1.2)
+                ax.stairs(histogram * per_unit, edges, baseline=None, label=norm, **style)
+            ax.set_title(f"{name}\n{', '.join(totals)}")
+            ax.set(xlim=(axis.start, axis.end), ylim=(0, None if ax.dataLim.ymax > 0 else 1))
+        row[0].set_ylabel(f"{tolerance_label(*tolerances)}\nper {axis.unit_name}")
+    for ax in axes[-1]:
+        ax.set_xlabel(axis.label)
+    legend_above(figure, axes[0, :1])
+    return figure
+
+
+def _draw_bands(ax, table: pandas.DataFrame, quantity: str) -> None:
+    """A line for each norm: the mean over the seeds, in a band from the least to the most."""
+    for norm, look in LOOKS.items():
+        runs = table[table["norm"] == norm].dropna(subset=quantity)
+        if runs.empty:
+            continue
+        by_epoch = runs.groupby("epoch")[quantity].agg(["mean", "min", "max"])
+        ax.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look.color, alpha=0.2, linewidth=0)
+        ax.plot(
+            by_epoch.index, by_epoch["mean"], color=look.color, linestyle=look.linestyle, linewidth=look.linewidth,
+            marker=look.marker, markevery=max(1, len(by_epoch) // 8), label=norm,
+        )  # fmt: skip
+
+
+def _num_batches(result: Results) -> int:
+    return math.ceil(result.train_metrics.dataset_size / result.config["batch_size"])
+
+
+def _title(tolerances: tuple[float, float], table: pandas.DataFrame) -> str:
+    numbers = sorted(set(table.groupby("norm")["seed"].nunique()))
+    seeds = f"{numbers[0]} to {numbers[-1]} seeds" if len(numbers) > 1 else f"{numbers[0]} seed{'s'[: numbers[0] - 1]}"
+    return f"{tolerance_label(*tolerances)} ({seeds})"
+
+
+def _width(num_panels: int) -> float:
+    return WIDTH if num_panels > 1 else 0.7 * WIDTH

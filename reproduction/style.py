@@ -1,0 +1,112 @@
+"""How every figure looks, and how it becomes a file or part of a page; the figure modules and the report use it.
+
+The colours are Okabe and Ito's, told apart by colour-blind readers. A norm has its own colour, line and marker in all
+figures; what is no norm never has a norm's colour. Nothing here touches matplotlib's global state.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 7.0
+"""Inches of a figure that spans a page's text."""
+LEGEND_COLUMN = 1.2
+"""Inches that an entry of a legend takes."""
+GREY = "#666666"
+
+styled = matplotlib.rc_context(
+    {
+        "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 8,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 3.5,
+        "legend.frameon": False,
+        "legend.handlelength": 3.0,
+        "mathtext.fontset": "dejavusans",
+    }
+)
+"""Decorates functions that draw."""
+
+
+class NothingToDraw(ValueError):
+    """A figure lacks what it is made from; the message says which run or measurement to make."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How something is drawn in all figures."""
+
+    color: str
+    linestyle: str | tuple = "-"
+    marker: str = "o"
+    linewidth: float = 1.4
+
+
+WARM_START = "seminorm, warm start"
+LOOKS = {
+    "default": Look("#0072B2", "-", "o", 2.0),
+    "per-tensor": Look("#009E73", (0, (6, 1.5, 1.5, 1.5)), "^"),
+    "as-published": Look("#CC79A7", (0, (1, 1)), "D", 1.8),
+    "seminorm": Look("#D55E00", (0, (4, 2)), "s"),
+    WARM_START: Look("#D55E00", (0, (1, 2)), "P"),
+    "discrete": Look("#000000", (0, (8, 2)), "v", 1.0),
+}
+"""By the name of a norm, in the order of legends. The first is the widest: others may lie exactly on it."""
+BLOCK_LOOKS = {
+    "z": Look("#56B4E9", marker="o"),
+    "a_z": Look("#555555", marker="x"),
+    "a_theta": Look("#E69F00", marker="s"),
+}
+BLOCK_LABELS = {"z": "$z$", "a_z": "$a_z$", "a_theta": r"$a_\theta$"}
+
+
+def power(value: float) -> str:
+    """A number for a label, powers of ten as such."""
+    mantissa, exponent = f"{value:.3e}".split("e")
+    if float(mantissa) == 1.0:
+        return f"$10^{{{int(exponent)}}}$"
+    return f"{value:g}"
+
+
+def tolerance_label(rtol: float, atol: float) -> str:
+    """A pair of tolerances for a title."""
+    return f"rtol {power(rtol)}, atol {power(atol)}"
+
+
+def legend_above(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend above all panels, of each label in `axes` once, in the order of `LOOKS` and then of drawing."""
+    found = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    order = [*(name for name in LOOKS if name in found), *(name for name in found if name not in LOOKS)]
+    ncols = min(len(order), int(figure.get_figwidth() / LEGEND_COLUMN))
+    figure.legend([found[label] for label in order], order, loc="outside upper center", ncols=ncols)
+
+
+@matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "seminorm", "svg.fonttype": "path"})
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as a `png`, `pdf` (vectors, with its fonts) or `svg` file; the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    # Dates and versions would make the bytes differ from one day to the next.
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+    return buffer.getvalue()

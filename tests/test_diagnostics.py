@@ -1,0 +1,180 @@
+"""What the figures rest on beside the runs: errors of gradients, errors of steps, and the acrobot's control."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from problems import F64, Growth, Network, random
+from torch import nn
+
+import acrobot
+from common import passes
+from common.results import Metrics, Results, save
+from common.solver import Solver
+from datasets.acrobot import FullyActuatedAcrobot
+from reproduction import control, diagnostics
+from reproduction.diagnostics import drivers, gradient_errors, gradient_of, step_errors, trained_run
+
+
+class Model(nn.Module):
+    """A field, solved from its input to t = 2: what an experiment's model looks like."""
+
+    def __init__(self, field):
+        super().__init__()
+        self.field = field
+
+    def forward(self, y0):
+        solution = self.solve(self.field, y0, torch.tensor([0.0, 2.0], dtype=y0.dtype))
+        return solution.y[-1], solution.statistics
+
+
+def squares(prediction, target):
+    return prediction.square().sum()
+
+
+def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tolerance():
+    field, y0 = Growth(), random(4, 3)
+    squares(field.exact(y0, torch.tensor([0.0, 2.0], dtype=F64))[-1], y0).backward()
+    exact = torch.stack([parameter.grad for parameter in field.parameters()])
+    tolerances = [(10.0**-digits, 10.0**-digits) for digits in (3, 5, 7)]
+    adjoints = ("default", "per-tensor", "seminorm", "discrete")
+    model = Model(field)
+    rows = gradient_errors(model, [(y0,)], squares, tolerances=tolerances, adjoints=adjoints, reference=(1e-12, 1e-12))
+    for adjoint in adjoints:
+        mine = [row for row in rows if row["adjoint"] == adjoint]
+        assert mine[0]["error"] > 5 * mine[1]["error"] > 25 * mine[2]["error"] > 0
+        assert mine[0]["backward_nfe"] < mine[2]["backward_nfe"]
+        for row in mine:
+            options = {name: row[name] for name in ("adjoint", "rtol", "atol")}
+            gradient, counted = gradient_of(model, (y0,), squares, **options)
+            assert row["error"] == pytest.approx(((gradient - exact).norm() / exact.norm()).item(), rel=1e-3)
+            assert (row["forward_nfe"], row["backward_nfe"]) == (counted.forward.nfe, counted.backward.nfe)
+
+
+def observed(adjoint, **options):
+    model = Model(Network(width=64))
+    options = dict(adjoint=adjoint, rtol=1e-6, atol=1e-8) | options
+    _, counted = gradient_of(model, (random(4, 3),), squares, **options)
+    return step_errors(model, (random(4, 3),), squares, **options), counted.backward
+
+
+@pytest.mark.parametrize("adjoint", ["default", "seminorm"])
+def test_every_attempted_step_is_seen_with_the_error_that_it_was_judged_by(adjoint):
+    steps, counted = observed(adjoint)
+    assert counted.num_rejected > 0
+    for times, is_of in ((counted.accept_times, lambda r: r <= 1), (counted.reject_times, lambda r: r > 1)):
+        assert [step["t0"] for step in steps if is_of(step["error_ratio"])] == times
+    for step in steps:
+        assert step["t1"] < step["t0"]
+        assert max(step.get(name, 0) for name in diagnostics.BLOCK_NAMES) == pytest.approx(step["error_ratio"])
+        assert ("a_theta" in step) == (adjoint == "default")
+    assert passes.Solver is Solver
+
+
+def test_shares_are_of_all_steps_and_go_to_the_largest():
+    steps = [dict(z=1.0, a_z=2.0, a_theta=3.0), dict(z=5.0, a_z=2.0, a_theta=3.0), dict(z=0.1, a_z=0.2, a_theta=0.3)]
+    assert drivers(steps) == pytest.approx({"z": 1 / 3, "a_z": 0, "a_theta": 2 / 3})
+    assert sum(drivers(observed("default")[0]).values()) == pytest.approx(1)
+    assert drivers(observed("seminorm")[0])["a_theta"] == 0
+
+
+@pytest.fixture(scope="module")
+def vector_field():
+    return acrobot.build(acrobot.Config("cpu", "seminorm")).vector_field
+
+
+def test_the_control_is_what_the_formula_says(vector_field):
+    angles, velocities = random(5, 2, dtype=torch.float32), random(5, 2, seed=1, dtype=torch.float32)
+    leaf = angles.clone().requires_grad_()
+    inputs = torch.cat([leaf.cos(), leaf.sin()], dim=-1)
+    vector_field.potential(inputs.unsqueeze(0)).sum().backward()
+    matrices = vector_field.control(inputs.unsqueeze(0)).view(5, 2, 2)
+    expected = (matrices.inverse() @ (2 * leaf.grad - velocities).unsqueeze(-1)).squeeze(-1)
+    torques = control.energy_shaping(vector_field, angles, velocities)
+    torch.testing.assert_close(torques, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("torque", ["published", "consistent"])
+def test_the_control_acts_on_the_true_dynamics_from_rest(vector_field, torque):
+    rows = control.swing_up(vector_field, torque=torque, num_steps=40)
+    assert rows.shape == (41, 6)
+    assert np.isfinite(rows).all()
+    assert np.abs(rows[:, 4:]).max() <= 15
+    assert np.abs(rows[:, 4:]).max() > 0
+    assert (rows[0, :4] == 0).all()
+    environment = FullyActuatedAcrobot(torque=torque)
+    for before, after in itertools.pairwise(rows):
+        environment.state = before[:4]
+        environment.step(before[4:])
+        assert environment.state == pytest.approx(after[:4], abs=1e-6)
+    states = torch.tensor(rows[:, :4], dtype=torch.float32)
+    torques = control.energy_shaping(vector_field, states[:, :2], states[:, 2:]).clamp(-15, 15)
+    assert rows[:, 4:] == pytest.approx(torques.detach().numpy(), rel=1e-3, abs=1e-3)
+
+
+def saved_run(results_dir, *, loss=1.0, status="completed", seed=0):
+    """A run of acrobot of a few weights, on disk."""
+    config = acrobot.Config("cpu", "seminorm", batch_size=8, seed=seed)
+    counts = dict.fromkeys(Metrics.__dataclass_fields__, 0) | {
+        name: [] for name in Metrics.__dataclass_fields__ if name.endswith("_ts")
+    }
+    metrics = Metrics(**counts | dict(loss=loss, timestamp=0.0, timespan=0.0))
+    results = Results(
+        start_time=0.0,
+        parameters=1,
+        model=acrobot.build(config),
+        train_metrics=metrics,
+        val_metrics=metrics,
+        test_metrics=metrics,
+        experiment="acrobot",
+        config=dataclasses.asdict(config),
+        provenance={"split": "a"},
+        status=status,
+    )
+    directory = results_dir / "acrobot" / "seminorm"
+    directory.mkdir(parents=True, exist_ok=True)
+    return save(results, directory)
+
+
+@pytest.fixture
+def small_networks(monkeypatch):
+    network = acrobot.SoftplusNetwork
+    monkeypatch.setattr(
+        acrobot, "SoftplusNetwork", lambda *widths: network(widths[0], *[9] * (len(widths) - 2), widths[-1])
+    )
+
+
+def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, small_networks):
+    with pytest.raises(FileNotFoundError, match=r"python acrobot.py .*--results-dir"):
+        trained_run(str(tmp_path), "acrobot")
+    saved_run(tmp_path, loss=0.5)
+    best = saved_run(tmp_path, loss=0.2, seed=1)
+    saved_run(tmp_path, loss=0.1, status="interrupted")
+    saved_run(tmp_path, loss=0.1, seed=2).with_suffix(".pt").unlink()
+    path, results = trained_run(str(tmp_path), "acrobot")
+    assert (path, results.config["seed"]) == (best, 1)
+
+
+def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch, capsys):
+    saved_run(tmp_path)
+    monkeypatch.setattr(diagnostics, "test_set", lambda *arguments: (random(40, 8, 8, dtype=torch.float32),))
+    setting = dataclasses.replace(diagnostics.SETTINGS["acrobot"], adjoints=("default", "discrete"), batch_size=4)
+    monkeypatch.setitem(diagnostics.SETTINGS, "acrobot", dataclasses.replace(setting, tolerances=((1e-3, 1e-3),)))
+    with pytest.raises(SystemExit) as caught:
+        diagnostics.main(str(tmp_path))
+    assert caught.value.code == 1  # no run of Speech Commands
+    assert "python speech_commands.py" in capsys.readouterr().err
+    records = {path.name: json.loads(path.read_text()) for path in (tmp_path / "diagnostics").iterdir()}
+    assert sorted(records) == [f"{name}-acrobot.json" for name in sorted(diagnostics.MEASUREMENTS)]
+    for record in records.values():
+        assert record["run"] == "acrobot/seminorm/0.json"
+        assert record["provenance"]["packages"]["torch"]
+    assert len(records["gradient_errors-acrobot.json"]["rows"]) == 3 * 1 * 2
+    assert len(records["control-acrobot.json"]["motion"]["q1"]) == 401
+    assert records["step_errors-acrobot.json"]["batch_size"] == 8
+    steps = records["step_errors-acrobot.json"]["steps"]
+    assert "a_theta" in steps["default"]
+    assert "a_theta" not in steps["seminorm"]
