@@ -1,5 +1,6 @@
 """Reruns the paper: does the runs of a preset that are missing and prints their tables, `python tables.py --help`."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ def main(options: Options) -> None:
         # Refuses an unknown device before anything starts.
         replace(runs[0].config, device=options.device)
     if options.dry_run:
-        print(plan(runs, options.results_dir, options.device))
+        print(plan(runs, options))
         return
     if options.render:
         standing = statuses(runs, options.results_dir)
@@ -114,14 +115,14 @@ def engine_of(options: Options) -> Engine:
     if options.engine == "ray":
         from reproduction import ray_engine
 
-        return partial(ray_engine.run_on_ray, device=options.device)
+        return ray_engine.connect(options.device, options.jobs)
     return partial(run_locally, devices=devices_of(options.device, options.jobs))
 
 
-def plan(runs: Sequence[Run], results_dir: str, device: str) -> str:
-    """A line for each run: how it stands with it, and about how long it takes."""
-    seconds = estimated_seconds(runs, load_all(results_dir).values(), device)
-    standing = statuses(runs, results_dir)
+def plan(runs: Sequence[Run], options: Options) -> str:
+    """A line for each run: how it stands with it, and about how long it takes; a sum of what is missing."""
+    seconds = estimated_seconds(runs, load_all(options.results_dir).values(), options.device)
+    standing = statuses(runs, options.results_dir, retry_before=math.inf if options.retry_failed else 0.0)
     lines = [_planned(status, second) for status, second in zip(standing, seconds, strict=True)]
     missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
     known = [second for second in missing if second is not None]

@@ -275,7 +275,7 @@ def forked(experiment, scenario, folder, limit):
 
 
 def test_two_sweeps_on_one_folder_do_each_run_once(tmp_path):
-    forked("toy", "shared", tmp_path, limit=120)
+    forked("toy", "shared", tmp_path, limit=600)
     assert [results.status for results in load_all(tmp_path).values()] == ["completed"] * 6
     both = [(tmp_path / f"{number}.log").read_text().count("\ndone: ") for number in range(2)]
     assert min(both) > 0
@@ -283,7 +283,7 @@ def test_two_sweeps_on_one_folder_do_each_run_once(tmp_path):
 
 @pytest.mark.parametrize("scenario", ["killed", "interrupted"])
 def test_a_stopped_sweep_ends_as_one_left_alone(tmp_path, scenario):
-    forked("toy", scenario, tmp_path, limit=120)
+    forked("toy", scenario, tmp_path, limit=600)
     assert trained(tmp_path / scenario) == trained(tmp_path / "whole")
     assert len(trained(tmp_path / scenario)) == 6
     assert not list(tmp_path.rglob("*.checkpoint"))
@@ -292,6 +292,6 @@ def test_a_stopped_sweep_ends_as_one_left_alone(tmp_path, scenario):
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["killed", "interrupted"])
 def test_a_stopped_sweep_of_an_experiment_ends_as_one_left_alone(tmp_path, scenario):
-    forked("acrobot", scenario, tmp_path, limit=900)
+    forked("acrobot", scenario, tmp_path, limit=3000)
     assert trained(tmp_path / scenario) == trained(tmp_path / "whole")
     assert len(trained(tmp_path / scenario)) == 3
