@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
 from matplotlib.figure import Figure
 
+from common import command_line
 from common.results import load_all
 from reproduction import diagnostic_figures, run_figures
 from reproduction.runs import EXPERIMENTS
@@ -44,7 +44,7 @@ class Options:
     """Draws every figure that there are results for, and says what the others lack.
 
     Figures of runs are made of completed runs, the others of what `python -m reproduction.diagnostics` has measured.
-    It exits with 0 if all figures were drawn, and else with 1.
+    It exits with 0 if all figures were drawn, 1 if some were not, and 2 for a folder that cannot be used.
     """
 
     results_dir: str = "results"
@@ -81,4 +81,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    command_line.run(Options, main)

@@ -49,18 +49,21 @@ def read(results_dir: str, measurement: str) -> Records:
     """The measurement of every experiment that has it.
 
     Raises:
-        NothingToDraw: if none has.
+        NothingToDraw: if none has, or a file is damaged.
     """
     directory = Path(results_dir, "diagnostics")
-    paths = {experiment: directory / f"{measurement}-{experiment}.json" for experiment in TITLES}
-    records = {
-        experiment: json.loads(path.read_text(encoding="utf-8")) for experiment, path in paths.items() if path.exists()
-    }
+    remedy = f"`python -m reproduction.diagnostics --results-dir {results_dir} --measurements {measurement}`"
+    records = {}
+    for experiment in TITLES:
+        path = directory / f"{measurement}-{experiment}.json"
+        try:
+            records[experiment] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise NothingToDraw(f"{path} is not strict JSON ({error}): measure it again by {remedy}.") from error
     if not records:
-        raise NothingToDraw(
-            f"There is no {measurement}-*.json in {directory}: make it by `python -m reproduction.diagnostics "
-            f"--results-dir {results_dir} --measurements {measurement}`."
-        )
+        raise NothingToDraw(f"There is no {measurement}-*.json in {directory}: make it by {remedy}.")
     return records
 
 

@@ -1,0 +1,115 @@
+"""How exact a gradient is, and what its backward solve steps by, measured on a model; `diagnostics.py` saves it.
+
+A model maps an input to a prediction and the statistics of its solve, and solves by its attribute `solve`, which is set
+here. A batch is a tuple of tensors, of which the first is the input and the last the target.
+"""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import passes
+from common.adjoint import solve
+from common.norms import rms_norm
+from common.solver import Solver
+from common.statistics import SolveStatistics
+
+BLOCK_NAMES = ("z", "a_z", "a_theta")
+"""What the blocks of the norm `default` weigh. The last one, a_t, is left out: it is 0, as t needs no gradient."""
+
+
+def gradient_of(
+    model: nn.Module, batch: tuple[Tensor, ...], loss_function: Callable[[Tensor, Tensor], Tensor], **options
+) -> tuple[Tensor, SolveStatistics]:
+    """The gradient of all parameters, flat and in float64, and what the solve did; `options` are those of `solve`."""
+    model.solve = functools.partial(solve, **options)
+    model.zero_grad()
+    prediction, statistics = model(batch[0])
+    loss_function(prediction, batch[-1]).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double(), statistics
+
+
+def gradient_errors(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, ...]],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    *,
+    tolerances: Sequence[tuple[float, float]],
+    adjoints: Sequence[str],
+    reference: tuple[float, float],
+) -> list[dict[str, Any]]:
+    """How wrong a gradient is, and what it cost: one row for each batch, pair of tolerances and adjoint.
+
+    An error is the norm of the difference from the reference, over the reference's norm. The reference is the seminorm
+    adjoint in float64 at the tolerances `reference`; all else is in the dtype of the model and its batches, so that at
+    small tolerances float32 shows its rounding too.
+    """
+    exact_model = copy.deepcopy(model).double()
+    rows = []
+    for number, batch in enumerate(batches):
+        exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
+        rtol, atol = reference
+        exact, _ = gradient_of(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol, adjoint="seminorm")
+        for rtol, atol in tolerances:
+            for adjoint in adjoints:
+                gradient, counted = gradient_of(model, batch, loss_function, rtol=rtol, atol=atol, adjoint=adjoint)
+                rows.append(
+                    {
+                        "batch": number,
+                        "adjoint": adjoint,
+                        "rtol": rtol,
+                        "atol": atol,
+                        "forward_nfe": counted.forward.nfe,
+                        "backward_nfe": counted.backward.nfe,
+                        "error": ((gradient - exact).norm() / exact.norm()).item(),
+                    }
+                )
+    return rows
+
+
+@contextlib.contextmanager
+def _observed_steps() -> Iterator[list[dict[str, Any]]]:
+    """Gives a list that receives every attempted step of the solves begun within, with its error block by block."""
+    steps = []
+
+    class ObservedSolver(Solver):
+        def _attempt(self, t0: float, t1: float) -> float:
+            error_ratio = super()._attempt(t0, t1)
+            blocks = [rms_norm(self.error[start:stop]).item() for start, stop in self.blocks]
+            steps.append({"t0": t0, "t1": t1, "error_ratio": error_ratio, **dict(zip(BLOCK_NAMES, blocks))})  # noqa: B905
+            return error_ratio
+
+    passes.Solver = ObservedSolver
+    try:
+        yield steps
+    finally:
+        passes.Solver = Solver
+
+
+def step_errors(
+    model: nn.Module, batch: tuple[Tensor, ...], loss_function: Callable[[Tensor, Tensor], Tensor], **options
+) -> list[dict[str, Any]]:
+    """Every step that the backward solve attempted, in order: where it went from and to, and its error.
+
+    `error_ratio` is what the solver judges by: above 1 the step was rejected. `z`, `a_z` and `a_theta` are what the
+    blocks contribute, of which the largest is the error ratio; under the seminorm there is no `a_theta`. Only adjoints
+    of at least these blocks can be looked at: `default` and `seminorm`. `options` are those of `solve`.
+    """
+    model.solve = functools.partial(solve, **options)
+    model.zero_grad()
+    prediction, _ = model(batch[0])
+    loss = loss_function(prediction, batch[-1])
+    with _observed_steps() as steps:
+        loss.backward()
+    return steps
+
+
+def drivers(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """For each block the share of the attempted steps in which its error is the largest, so that it sets the next."""
+    largest = [max(BLOCK_NAMES, key=lambda name: step.get(name, 0.0)) for step in steps]
+    return {name: largest.count(name) / len(steps) for name in BLOCK_NAMES}
