@@ -97,22 +97,18 @@ def quick(data_root: str | None) -> list[Block]:
 def cpu(data_root: str | None) -> list[Block]:
     """Hours on a CPU, reduced: a folder of some of the recordings, smaller batches, fewer epochs."""
     speech = dict(data_root=data_root, batch_size=128, metric_interval=2)
+    loose = dict(rtol=1e-3, atol=1e-6, max_epochs=24, **speech)
     norms = _norms("default", "per-tensor", "seminorm")
+    acrobot = dict(max_epochs=3, metric_interval=1)
     return [
-        Block(
-            "speech_commands",
-            [*norms, *_norms("discrete")],
-            dict(rtol=1e-3, atol=1e-6, max_epochs=24, **speech),
-            3,
+        Block("speech_commands", norms, loose, 3),
+        Block("speech_commands", _norms("discrete"), loose, 1),
+        *(
+            Block("speech_commands", norms, dict(rtol=rtol, atol=atol, max_epochs=8, **speech), 1)
+            for rtol, atol in TOLERANCES[1:]
         ),
-        Block("speech_commands", norms, dict(rtol=1e-4, atol=1e-7, max_epochs=8, **speech), 1),
-        Block("speech_commands", norms, dict(rtol=1e-5, atol=1e-8, max_epochs=8, **speech), 1),
-        Block(
-            "acrobot",
-            [*_norms("default", "seminorm", "as-published", "discrete"), WARM_START],
-            dict(max_epochs=3, metric_interval=1),
-            3,
-        ),
+        Block("acrobot", _norms("default", "seminorm", "as-published"), acrobot, 3),
+        Block("acrobot", [*_norms("discrete"), WARM_START], acrobot, 1),
     ]
 
 
