@@ -15,6 +15,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from .style import (
@@ -90,7 +91,7 @@ def gradient_errors(records: Records) -> Figure:
         error_axes.set(title=TITLES[experiment], xscale="log", yscale="log", xlabel="NFE, forward and backward")
         nfe_axes.set(xscale="log", yscale="log", xlabel="relative tolerance")
         nfe_axes.set_xticks(sorted(table["rtol"].unique()))
-        nfe_axes.minorticks_off()
+        nfe_axes.xaxis.set_minor_locator(NullLocator())
         nfe_axes.invert_xaxis()
     axes[0, 0].set_ylabel("relative error of the gradient")
     axes[1, 0].set_ylabel("backward NFE")
@@ -124,7 +125,7 @@ def step_errors(records: Records) -> Figure:
             look = LOOKS[norm]
             length = (taken["t0"] - taken["t1"]).abs()
             # Larger below, as the seminorm may take the very same steps.
-            dots["markersize"] = 4 if norm == "default" else 1.8
+            dots["markersize"] = 3.2 if norm == "default" else 1.6
             sizes.plot(taken["t0"], length, color=look.color, marker=look.marker, label=norm, **dots)
         sizes.set_title(", ".join(f"{norm} {len(taken)} steps" for norm, taken in steps.items()))
         sizes.set(xlabel=TIME_LABELS[experiment], ylim=(0, None))

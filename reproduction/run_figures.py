@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from common.results import Results
 
@@ -171,12 +171,15 @@ def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
         if "seminorm" in means:
             ratio = line / means["seminorm"].groupby("rtol").mean()
             axes[1].plot(ratio.index, ratio, **style)
-    axes[0].set(yscale="log", ylabel=f"backward NFE per gradient step\n(epochs 1 to {num_epochs})")
+    axes[0].set_yscale("log", subs=[])
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes[0].set(ylabel=f"backward NFE per gradient step\n(epochs 1 to {num_epochs})")
     axes[1].set(ylabel="times the seminorm's", ylim=(0, None))
     for ax in axes:
         ax.set(xscale="log", xlabel="relative tolerance")
         ax.set_xticks(sorted(table["rtol"].unique()))
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.invert_xaxis()
     legend_above(figure, [axes[0]])
     return figure

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 WIDTH = 7.0
 """Inches of a figure that spans a page's text."""
-LEGEND_COLUMN = 1.2
+LEGEND_COLUMN = 1.4
 """Inches that an entry of a legend takes."""
 GREY = "#666666"
 
