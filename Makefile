@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: run test bench
+.PHONY: run test bench report
 
 # DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample.
 run: $(INSTALLED)
@@ -22,6 +22,10 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
 	.venv/bin/python -m benchmarks.gradient_step $(if $(DATA),--data-root "$(DATA)")
+
+# One page of what is in results/, in results/report.html.
+report: $(INSTALLED)
+	.venv/bin/python report.py
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("$(PYTHON) is older than Python 3.10: set PYTHON=")'

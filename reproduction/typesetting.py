@@ -92,7 +92,7 @@ def render(standing: Iterable[Status], results: Iterable[Results], *, format: st
     bold, style = ("", "simple") if format == "terminal" else ("**", "pipe")
     parts = [LEGEND]
     for table in tables:
-        alignment = ["right" if _is_number(name) else "left" for name in table.frame]
+        alignment = ["right" if is_number(name) else "left" for name in table.frame]
         text = table.frame.to_markdown(index=False, tablefmt=style, colalign=alignment, disable_numparse=True)
         parts += [f"{bold}{table.title}{bold}", text, *table.notes]
     text = "\n\n".join(parts) + "\n"
@@ -114,7 +114,7 @@ def insert(document: str, text: str) -> str:
 def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
     """The columns that say which runs a row is about."""
     columns = {
-        "rtol, atol": [_tolerances(*row) for row in summary[["rtol", "atol"]].itertuples(index=False)],
+        "rtol, atol": [tolerances(*row) for row in summary[["rtol", "atol"]].itertuples(index=False)],
         "norm": [_norm(*row) for row in summary[["norm", "warm_start"]].itertuples(index=False)],
     }
     if "seed" in summary:
@@ -158,7 +158,7 @@ def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
             papers_saved = _saving(1 - figure.seminorm[0] / figure.default[0])
         rows.append(
             {
-                "rtol, atol": _tolerances(figure.rtol, figure.atol),
+                "rtol, atol": tolerances(figure.rtol, figure.atol),
                 "quantity": QUANTITIES[figure.quantity],
                 "ours: `default`": cells[(*condition, "default")],
                 "ours: `seminorm`": cells[(*condition, "seminorm")],
@@ -246,17 +246,19 @@ def _norm(norm: str, warm_start: bool) -> str:
     return f"`{norm}`" + ", warm start" * warm_start
 
 
-def _tolerances(*tolerances: float) -> str:
-    return ", ".join(numpy.format_float_scientific(tolerance, trim="-", exp_digits=1) for tolerance in tolerances)
+def tolerances(*values: float) -> str:
+    """Tolerances as in the tables: 1e-3, 1e-6."""
+    return ", ".join(numpy.format_float_scientific(value, trim="-", exp_digits=1) for value in values)
 
 
-def _is_number(column: str) -> bool:
+def is_number(column: str) -> bool:
+    """Whether a table's column of this name holds numbers, and so stands to the right."""
     return column not in ("rtol, atol", "norm", "quantity", "paper: status")
 
 
 def _latex_table(table: Table) -> str:
     frame = table.frame.map(_latex).rename(columns=_latex)
-    columns = "".join("r" if _is_number(name) else "l" for name in table.frame)
+    columns = "".join("r" if is_number(name) else "l" for name in table.frame)
     text = frame.to_latex(index=False, column_format=columns, caption=_latex(table.title), position="htbp")
     notes = "".join(f"\\par\\footnotesize {_latex(note)}\n" for note in table.notes)
     # Tables wider than the page shrink to it.

@@ -1,0 +1,75 @@
+"""What the figures of `figures.py` show, in words, for readers of a page who see them and those who do not."""
+
+from dataclasses import dataclass
+
+from .typesetting import TITLES
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A figure's title, the text that stands for it where it cannot be seen, and how it is to be read."""
+
+    title: str
+    alternative: str
+    reading: str
+
+
+OF_RUNS = {
+    "backward-nfe": Caption(
+        "what a gradient step costs",
+        "Line chart of the backward NFE of a gradient step against the epoch, a line for each norm.",
+        "Evaluations of the field in the backward solve of a mean gradient step. Lines are means over the seeds, bands "
+        "go from the least to the most; the dotted line is the forward solve.",
+    ),
+    "learning": Caption(
+        "what is learnt",
+        "Line charts of loss, and of accuracy if there is one, against the epoch, a line for each norm.",
+        "Lines with markers are validation data, mean over the seeds in a band from the least to the most; thin lines "
+        "are the training steps. Norms that learn alike lie on each other.",
+    ),
+    "nfe-by-tolerance": Caption(
+        "cost over the tolerance",
+        "Line charts of the backward NFE of a gradient step against the relative tolerance, and of its ratio to that "
+        "of the seminorm, a line for each norm.",
+        "Left the evaluations of a mean gradient step in the first epochs, right how many times the seminorm's they "
+        "are. Points are seeds; tolerances get tighter to the right.",
+    ),
+    "solver-times": Caption(
+        "where in time the backward solve works",
+        "Histograms over the time of the solve of evaluations, accepted and rejected steps, default beside seminorm.",
+        "The backward solve goes from right to left. The numbers above each panel are sums over time: what a mean "
+        "gradient step has.",
+    ),
+}
+CAPTIONS = {
+    f"{experiment}-{kind}": Caption(f"{title}: {caption.title}", caption.alternative, caption.reading)
+    for experiment, title in TITLES.items()
+    for kind, caption in OF_RUNS.items()
+} | {
+    "gradient-errors": Caption(
+        "How exact a gradient is, and what it costs",
+        "Line charts of the relative error of the gradient against NFE, and of the backward NFE against the relative "
+        "tolerance, a line for each way to differentiate, a column for each experiment.",
+        "Above, further left is cheaper and further down more exact. Points are tolerances: medians over batches, with "
+        "bars from the least to the most. The reference is a solve in double precision at far tighter tolerances.",
+    ),
+    "step-errors": Caption(
+        "What drives the steps",
+        "Scatter charts over the time of one backward solve: each attempted step's error over its tolerance, for z, "
+        "a_z and a_θ, and its size, default beside seminorm; below, bars of which of the three is the largest.",
+        "The reason behind the trick, seen. The largest of the three errors sets the next step, and above the line a "
+        "step is rejected. Where that is the parameters' adjoint, a_θ, the seminorm takes longer steps; where it is "
+        "the state, z, or its adjoint, a_z, the seminorm has nothing to save.",
+    ),
+    "acrobot-control-frames": Caption(
+        "Acrobot's learnt control, in frames",
+        "Ten frames of the two links of the acrobot, from hanging at rest, with the path of the tip between them.",
+        "Torques from the learnt potential and control matrix act on the true dynamics.",
+    ),
+    "acrobot-control-curves": Caption(
+        "Acrobot's learnt control, in curves",
+        "Line charts of both joints' angles, velocities and torques against time.",
+        "The same motion. Dotted lines are the upright angle and the bounds of the torques.",
+    ),
+}
+"""By the name of a figure."""

@@ -1,0 +1,247 @@
+"""Everything that a results folder holds, as one HTML page that needs no other file; `report.py` writes it.
+
+Here is what the page says; how is in `report.html.jinja`, and how that looks in `report.css`.
+"""
+
+import base64
+import itertools
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin
+
+import jinja2
+import pandas
+from markdown_it import MarkdownIt
+from markupsafe import Markup, escape
+
+import figures
+from common.results import Results, load_all
+
+from . import diagnostic_figures, typesetting
+from .captions import CAPTIONS
+from .run_figures import norm_of
+from .runs import EXPERIMENTS, PRESETS, identity, preset_runs
+from .status import Status, statuses
+from .style import LOOKS, WARM_START, NothingToDraw, render
+from .summary import collect
+from .typesetting import NOTHING, QUANTITIES, TITLES, Table, is_number, tolerances
+
+README = Path(__file__).parents[1] / "README.md"
+DEVIATIONS = "Deviations from the paper and its code"
+"""The section of the README that the page takes over."""
+LARGEST_SVG = 150_000
+"""Bytes above which a figure is on the page as PNG: thousands of points are smaller as pixels."""
+PIXELS = 108
+"""How large an inch of a figure is on the page, where there is room."""
+
+
+def make_page(results_dir: str, preset: str, directory: Path) -> str:
+    """The page about these results and the runs of this preset; its links start from `directory`, where it will lie."""
+    results, standing = load_all(results_dir), statuses(preset_runs(preset), results_dir)
+    collected = collect(standing, results.values())
+    tables = typesetting.build(collected)
+    coverage = _coverage(collected)
+    drawings, lacking = _drawings(results_dir)
+    return _template().render(
+        preset=preset,
+        preset_is=PRESETS[preset].__doc__,
+        results_dir=results_dir,
+        now=time.time(),
+        collected=collected,
+        headlines=list(_headlines(tables)),
+        coverage=coverage,
+        norms=[norm for norm in LOOKS if any(norm in row["states"] for row in coverage)],
+        machines=_machines(results.values()),
+        legend=typesetting.LEGEND,
+        tables=tables,
+        drawings=drawings,
+        animation=_animation(results_dir),
+        lacking=lacking,
+        deviations=_deviations(os.path.relpath(README, directory)),
+        runs=[*_recorded(results, standing, directory), *_unrecorded(results.values(), standing)],
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"prose": _prose, "norm": _norm, "date": _date}
+    environment.globals |= {"titles": TITLES, "tolerances": tolerances, "is_number": is_number}
+    return environment.get_template("report.html.jinja")
+
+
+def _prose(text: str) -> Markup:
+    """Text as in the tables: what is between backticks is code, +- is one sign, and no line begins with a %."""
+    signs = str(escape(text)).replace("+-", "±").replace(" %", "\N{NO-BREAK SPACE}%")
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", signs))
+
+
+def _norm(text: str) -> Markup:
+    """The name of a norm, with the colour that it has in the figures."""
+    name, comma, rest = text.replace("`", "").partition(",")
+    look = LOOKS.get(name + comma + rest)
+    swatch = Markup('<i class="swatch" style="background:{}"></i>').format(look.color) if look else ""
+    return Markup('<span class="norm">{}<code>{}</code>{}</span>').format(swatch, name, comma + rest)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+
+
+def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
+    """What the tables say of the trick, and of what was published as the trick: one for each pair of tolerances."""
+    by_title = {table.title: table.frame.to_dict("records") for table in tables}
+    for title in TITLES.values():
+        papers = {
+            row["rtol, atol"]: f"{row['paper: fewer']} ({row['paper: status']})"
+            for row in by_title.get(f"{title}: the paper's figures beside ours", [])
+            if row["quantity"] == QUANTITIES["backward_nfe"]
+        }
+        for row in by_title.get(title, []):
+            saved = row.get("fewer than `default`", NOTHING)
+            if row["norm"] in ("`seminorm`", "`as-published`") and saved != NOTHING:
+                share, _, interval = saved.partition(" (")
+                yield {
+                    "title": title,
+                    "tolerances": row["rtol, atol"],
+                    "norm": row["norm"],
+                    "share": share,
+                    "interval": interval.rstrip(")"),
+                    "per_tensor": row.get("fewer than `per-tensor`", NOTHING).partition(" (")[0],
+                    "runs": row["runs"],
+                    "paper": papers.get(row["rtol, atol"]) if row["norm"] == "`seminorm`" else None,
+                }
+
+
+def _coverage(collected: pandas.DataFrame) -> list[dict[str, Any]]:
+    """How it stands with the runs of each norm, for each experiment and pair of tolerances."""
+    rows = []
+    for (experiment, rtol, atol), runs in collected.groupby(["experiment", "rtol", "atol"], sort=False):
+        states = {}
+        for run in runs.itertuples():
+            states.setdefault(WARM_START if run.warm_start else run.norm, []).append(run.status)
+        rows.append({"experiment": experiment, "tolerances": tolerances(rtol, atol), "states": states})
+    return rows
+
+
+def _machines(results: Iterable[Results]) -> list[dict[str, Any]]:
+    """On what the runs were made: one for each kind of machine and software, with when runs began and their commits."""
+    machines = {}
+    for result in results:
+        made_on = result.provenance
+        packages = [f"{name} {version}" for name, version in made_on.get("packages", {}).items() if version]
+        description = (
+            *(made_on.get(name, "unknown") for name in ("device_name", "num_threads", "platform", "python")),
+            ", ".join(packages),
+        )
+        machine = machines.setdefault(description, {"starts": [], "commits": []})
+        machine["starts"].append(result.start_time)
+        if (commit := _commit(result)) not in machine["commits"]:
+            machine["commits"].append(commit)
+    names = ("device", "num_threads", "platform", "python", "packages")
+    return [dict(zip(names, description, strict=True)) | machine for description, machine in machines.items()]
+
+
+def _commit(result: Results) -> str:
+    """The commit in a length that people can read, and whether files differed from it."""
+    commit, _, dirty = (result.provenance.get("commit") or "unknown").partition("-")
+    return commit[:8] + ", changed" * bool(dirty)
+
+
+def _drawings(results_dir: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The figures, and why the others are not there."""
+    drawings, lacking = [], []
+    for name, draw in figures.figures(results_dir).items():
+        try:
+            figure = draw()
+        except NothingToDraw as reason:
+            lacking.append(f"{CAPTIONS[name].title}: {reason}")
+            continue
+        kind, image = "svg+xml", render(figure, "svg")
+        if len(image) > LARGEST_SVG:
+            kind, image = "png", render(figure, "png")
+        width, height = (round(PIXELS * inches) for inches in figure.get_size_inches())
+        drawing = {"name": name, "caption": CAPTIONS[name], "width": width, "height": height}
+        drawings.append(drawing | {"source": _inline(image, kind)})
+    return drawings, lacking
+
+
+def _animation(results_dir: str) -> str | None:
+    """Acrobot's control as a moving image, if it was measured."""
+    try:
+        control = diagnostic_figures.read(results_dir, "control")
+    except NothingToDraw:
+        return None
+    return _inline(diagnostic_figures.control_animation(control), "gif")
+
+
+def _inline(image: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _deviations(readme: str) -> Markup:
+    """The README's section of them. `readme` is where that file is from the page: its links start from there."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(README.read_text(encoding="utf-8"))
+    headings = [index for index, token in enumerate(tokens) if token.type == "heading_open" and token.tag <= "h2"]
+    [start] = [index for index in headings if tokens[index + 1].content == DEVIATIONS]
+    section = tokens[start + 3 : min((index for index in headings if index > start), default=None)]
+    for token in itertools.chain.from_iterable(token.children or [] for token in section):
+        if token.type == "link_open":
+            token.attrs["href"] = urljoin(readme, token.attrs["href"])
+    return Markup(markdown.renderer.render(section, markdown.options, {}))
+
+
+def _recorded(results: Mapping[Path, Results], standing: Sequence[Status], directory: Path) -> Iterator[dict[str, Any]]:
+    """What the list of runs says of each results file."""
+    preset = {status.run.identity for status in standing}
+    for path, result in results.items():
+        test = result.test_metrics or {}
+        yield {
+            "experiment": result.experiment,
+            "norm": norm_of(result),
+            **{name: result.config[name] for name in ("rtol", "atol", "seed")},
+            "status": result.status,
+            "reason": result.failure,
+            "in_preset": _identity(result) in preset,
+            "epochs": len(result.epochs),
+            "accuracy": test.get("accuracy"),
+            "loss": test.get("loss"),
+            "backward_nfe": sum(epoch.backward_nfe for epoch in result.epochs),
+            "test_backward_nfe": test.get("backward_nfe"),
+            "seconds": sum(epoch.seconds for epoch in result.epochs),
+            "start": result.start_time,
+            "commit": _commit(result),
+            "file": path.name,
+            "link": quote(os.path.relpath(path, directory)),
+        }
+
+
+def _unrecorded(results: Iterable[Results], standing: Sequence[Status]) -> Iterator[dict[str, Any]]:
+    """What the list of runs says of those that the preset lacks, unless a file says why."""
+    failed = {_identity(result) for result in results if result.status == "failed"}
+    for status in standing:
+        if status.state != "done" and status.run.identity not in failed:
+            config = status.run.config
+            yield {
+                "experiment": status.run.experiment,
+                "norm": WARM_START if config.warm_start else config.norm,
+                **{name: getattr(config, name) for name in ("rtol", "atol", "seed")},
+                "status": status.state,
+                "reason": status.reason,
+                "in_preset": True,
+            }
+
+
+def _identity(result: Results) -> str | None:
+    """None for an experiment that is not of this project: its module is not ours to import."""
+    return identity(result.experiment, result.config) if result.experiment in EXPERIMENTS else None
