@@ -76,7 +76,7 @@ def speech_runs(norm):
 
 
 def save(results_dir, number, results):
-    path = results_dir / results.experiment / "a folder & <more>" / f"{number}.json"
+    path = results_dir / results.experiment / "a folder & <more>, 100%20 #1" / f"{number}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"schema": SCHEMA, **plain(results)}))
 
