@@ -88,12 +88,11 @@ TEXTS = (
     "cpu:0",
 )
 odd = st.one_of(
-    st.sampled_from(NUMBERS),
+    *[st.sampled_from(NUMBERS), st.sampled_from(TEXTS)] * 3,
     st.floats(),
     st.integers(),
     st.none(),
     st.booleans(),
-    st.sampled_from(TEXTS),
     st.text(max_size=8),
     st.binary(max_size=4),
     st.floats().map(numpy.float64),

@@ -171,7 +171,12 @@ results_with_odd_values = st.builds(
 
 
 @cases(0.12)
-@given(results_with_odd_values | damaged(RESULTS) | values.map(lambda value: json.dumps(value).encode()))
+@given(
+    results_with_odd_values
+    | damaged(RESULTS)
+    | values.map(lambda value: json.dumps(value).encode())
+    | st.integers(1, 100_000).map(lambda depth: b"[" * depth)
+)
 def test_results(folder, content):
     path = folder / "fuzzed" / "toy" / "condition" / "0.json"
     path.parent.mkdir(parents=True, exist_ok=True)
