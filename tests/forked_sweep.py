@@ -132,8 +132,10 @@ def interrupted(runs, folder):
         os.killpg(process.pid, number)
         assert process.wait() == 128 + number
         assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
-    assert any("interrupted in epoch" in log.read_text() for log in folder.rglob("seed-*.log"))
     assert start_sweep(runs, folder / "interrupted").wait() == 0
+    logs = "".join(log.read_text() for log in folder.rglob("seed-*.log"))
+    assert "interrupted in epoch" in logs
+    assert "Starts anew" not in logs
 
 
 if __name__ == "__main__":
