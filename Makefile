@@ -27,7 +27,7 @@ bench: $(INSTALLED)
 report: $(INSTALLED)
 	.venv/bin/python report.py
 
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements.txt requirements-cluster.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("$(PYTHON) is older than Python 3.10: set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	@echo "Installing the requirements into .venv: some minutes, most of them for torch."

@@ -32,7 +32,7 @@ def describe(device: torch.device) -> dict:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -54,7 +54,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """The commit of this checkout, as `describe` has it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

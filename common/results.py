@@ -144,20 +144,33 @@ def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
 def save(results: Results, directory: Path) -> Path:
     """Writes `results` to `directory` as `<run>.json` with the lowest free number, and returns its path.
 
-    The file appears complete or not at all, and never replaces another, however many processes save at once. The
-    weights of a completed run lie beside it as `<run>.pt`, for `torch.load`.
+    The weights of a completed run lie beside it as `<run>.pt`, for `torch.load`.
 
     Raises:
         OSError: if there is no room, for example; then nothing is left of it.
     """
+    content = json.dumps({"schema": SCHEMA, **plain(results)}, allow_nan=False).encode()
+    if results.status != "completed":
+        return place(content, None, directory)
+    weights = io.BytesIO()
+    torch.save(results.model.state_dict(), weights)
+    return place(content, weights.getbuffer(), directory)
+
+
+def place(content: bytes, weights: bytes | memoryview | None, directory: Path) -> Path:
+    """Writes what a results file is to hold, and the weights if there are any, and returns the path, as `save` does.
+
+    The file appears complete or not at all, and never replaces another, however many processes do this at once.
+
+    Raises:
+        OSError: as `save`.
+    """
     partial = directory / f"{uuid.uuid4().hex}.partial"
-    weights = partial.with_suffix(".pt.partial")
+    partial_weights = partial.with_suffix(".pt.partial")
     try:
-        files.write(partial, json.dumps({"schema": SCHEMA, **plain(results)}, allow_nan=False).encode())
-        if results.status == "completed":
-            buffer = io.BytesIO()
-            torch.save(results.model.state_dict(), buffer)
-            files.write(weights, buffer.getbuffer())
+        files.write(partial, content)
+        if weights is not None:
+            files.write(partial_weights, weights)
         for run in itertools.count():
             path = directory / f"{run}.json"
             try:
@@ -166,11 +179,11 @@ def save(results: Results, directory: Path) -> Path:
             except FileExistsError:
                 continue
             break
-        if results.status == "completed":
-            os.replace(weights, path.with_suffix(".pt"))
+        if weights is not None:
+            os.replace(partial_weights, path.with_suffix(".pt"))
     finally:
         partial.unlink(missing_ok=True)
-        weights.unlink(missing_ok=True)
+        partial_weights.unlink(missing_ok=True)
     return path
 
 
