@@ -28,6 +28,9 @@ def test_condition_names_what_departs_from_the_default():
     [
         ({"device": "banana"}, "device is 'banana', but this machine has cpu"),
         ({"device": None}, "device is None, but this machine has cpu"),
+        ({"device": 10**25}, "device is 10000000000000000000000000, but this machine has cpu"),
+        ({"save": "no"}, "save is 'no', but must be True or False"),
+        ({"results_dir": None}, "results_dir is None, but must be the path of a folder"),
         ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has cpu"),
         ({"norm": "banana"}, "unknown norm 'banana'"),
         ({"rtol": 0.0}, "rtol is 0.0, but must be a finite number above 0"),

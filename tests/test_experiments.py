@@ -166,6 +166,9 @@ def test_bad_settings_are_refused_by_name(experiment, settings):
         ["--norm", "as-published"],
         ["--norm", "True", "--data-root", "/nowhere/at/all"],
         ["--norm", "True", "--data-root", "."],
+        ["--norm", "True", "--data-root", "~nobody-at-all"],
+        ["--norm", "True", "--data-root", "x" * 3000],
+        ["--norm", "True", "--hidden-channels", "1000000000"],
         ["--norm", "True", "--num-hidden-layers", "0"],
     ],
 )
@@ -177,7 +180,7 @@ def test_on_the_command_line_bad_input_is_one_sentence(monkeypatch, capsys, tmp_
     assert caught.value.code == 2
     output = "".join(capsys.readouterr())
     assert "Traceback" not in output
-    assert any(word in output for word in ("norm", "data_root", "num_hidden_layers"))
+    assert any(word in output for word in ("norm", "data_root", "hidden_channels", "num_hidden_layers"))
 
 
 @pytest.mark.parametrize("program", [["acrobot.py", "--norm", "True"], ["tables.py", "--preset", "quick"]])
