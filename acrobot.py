@@ -16,7 +16,8 @@ from common.results import Results
 from common.statistics import SolveStatistics
 from common.training import train
 from datasets import acrobot as dataset
-from fields.symplectic import SymplecticField, angle_rows, symplectic_dynamics
+from fields.symplectic import SymplecticField
+from fields.symplectic_dynamics import SymplecticDynamics, angle_rows
 
 NUM_REPEATS = 5
 
@@ -69,7 +70,9 @@ class SymplecticVectorField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         rows = y[:, :4] @ angle_rows(y)
-        return symplectic_dynamics(y, self.factor(rows), self.potential(rows)[1:, :, 0], self.control(rows[:1])[0])
+        control = self.control(rows[:1])[0].T.unflatten(0, (2, 2))
+        forces = (control * y[:, 6:].T).sum(dim=1) - self.potential(rows)[1:, :, 0]
+        return SymplecticDynamics(y.T, self.factor(rows).permute(2, 0, 1), forces).derivative.T
 
     def fused_field(self, y0: Tensor) -> SymplecticField:
         """The same, written for the solver."""

@@ -24,6 +24,8 @@ class StepRecord:
     """The state at t0, in its shape; None between checkpoints, where it is solved for again."""
     outputs: dict[int, Sequence[float]] = field(default_factory=dict)
     """The dense output's weights of each output time in this step, by its index."""
+    is_linearised: bool = False
+    """Whether the field's slots hold the stages after the first: true of the last step, right after the solve."""
 
 
 class _Stages:
@@ -44,6 +46,8 @@ class _Stages:
         return torch.addmv(start.view(-1), self.slopes[:stage].T, weights).view(self.shape)
 
     def linearise(self, step: StepRecord, start: Tensor, stage: int) -> None:
+        if step.is_linearised and stage > 0:
+            return
         times = [step.first_stage_time, *stage_times(step.t0, step.t1, start.dtype)]
         self.statistics.evaluation_times.append(times[stage])
         slope = self.slopes[stage].view(self.shape)
@@ -67,7 +71,8 @@ def reverse_steps(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of y0 (its shape) and of the parameters (flat), from those of the solution (times, *shape).
 
-    Memory: the states kept in `record`, those of one `checkpoint_interval`, and the linearised stages of one step.
+    Memory: the states kept in `record`, those of one `checkpoint_interval`, and the linearised stages of one step: at
+    first the last, as the forward solve leaves it.
     """
     stages = _Stages(vector_field, solution_gradient[0], statistics)
     gradient = solution_gradient.new_zeros(sum(vector_field.parameter_sizes))
@@ -75,6 +80,8 @@ def reverse_steps(
     end_gradient = torch.zeros_like(flat[0])
     for first in reversed(range(0, len(record), checkpoint_interval)):
         steps = record[first : first + checkpoint_interval]
+        # The steps before it take the slots.
+        steps[-1].is_linearised &= len(steps) == 1
         starts = [steps[0].start]
         for step in steps[:-1]:
             vector_field.enter(step.t0, step.t1)
@@ -137,6 +144,8 @@ def _reverse_step(
         start_gradient += product
         if stage > 0:
             slope_gradients[:stage].addr_(stages.tableau[stage, :stage] * dt, product)
+    # Should the gradient be asked for again, other steps will have taken the slots.
+    step.is_linearised = False
     return start_gradient
 
 

@@ -75,10 +75,14 @@ class DifferentiableSolve(torch.autograd.Function):
 
 
 class _ForwardSystem:
-    """The state alone."""
+    """The state alone.
 
-    def __init__(self, vector_field: Field, shape: torch.Size):
+    With `keeps_last_step` the field is linearised where a step reaches the end, for the backward pass to begin there.
+    """
+
+    def __init__(self, vector_field: Field, shape: torch.Size, *, keeps_last_step: bool):
         self.field = vector_field
+        self.keeps_last_step = keeps_last_step
         self.shape = shape
         self.size = self.num_coupled = shape.numel()
         self.is_static = vector_field.is_static
@@ -89,8 +93,11 @@ class _ForwardSystem:
             (state.view(self.shape), slope.view(self.shape)) for state, slope in zip(states, slopes, strict=True)
         ]
 
-    def evaluate(self, stage: int, t: float) -> None:
-        self.field.evaluate(t, *self.buffers[stage])
+    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
+        if self.keeps_last_step and is_last_step:
+            self.field.linearise(stage, t, *self.buffers[stage])
+        else:
+            self.field.evaluate(t, *self.buffers[stage])
 
     def reuse_last_stage(self) -> None:
         """An evaluation leaves nothing behind but the slope."""
@@ -98,6 +105,8 @@ class _ForwardSystem:
 
 class _AdjointSystem:
     """The state and its adjoint (z, a_z), and with `carries_integrals` (a_theta, a_t) behind them."""
+
+    keeps_last_step = False
 
     def __init__(self, vector_field: Field, shape: torch.Size, *, carries_integrals: bool):
         self.field = vector_field
@@ -122,7 +131,7 @@ class _AdjointSystem:
             for state, slope in zip(states, slopes, strict=True)
         ]
 
-    def evaluate(self, stage: int, t: float) -> None:
+    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
         z, adjoint, z_slope, adjoint_slope, integral_slopes = self.buffers[stage]
         self.field.linearise(stage, t, z, z_slope)
         self.field.pullback(stage, adjoint, adjoint_slope)
@@ -162,7 +171,7 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
     records_steps = plan.is_differentiated and plan.adjoint is Adjoint.DISCRETE
     times = plan.times
     solver = Solver(
-        _ForwardSystem(plan.vector_field, y0.shape),
+        _ForwardSystem(plan.vector_field, y0.shape, keeps_last_step=records_steps),
         consecutive_blocks(plan.state_sizes),
         rtol=plan.rtol,
         atol=plan.atol,
@@ -184,6 +193,8 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
         solution[index] = solver.interpolate(time).view(y0.shape)
         if records_steps:
             plan.record[-1].outputs[index] = solver.weights_at(time)
+    if records_steps:
+        plan.record[-1].is_linearised = True
     plan.last_step = solver.next_step
     return solution
 

@@ -44,6 +44,8 @@ class System(Protocol):
     num_coupled: int
     is_static: bool
     """See `Field.is_static`."""
+    keeps_last_step: bool
+    """Whether the attempts that reach the end leave something behind, which a replay would not."""
 
     def enter(self, t0: float, t1: float) -> None:
         """See `Field.enter`."""
@@ -51,8 +53,8 @@ class System(Protocol):
     def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
         """Learn where each stage's coupled state is read (num_coupled) and its slope is to be written (size)."""
 
-    def evaluate(self, stage: int, t: float) -> None:
-        """Write the slope of stage number `stage`."""
+    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
+        """Write the slope of stage number `stage`, be it of a step that reaches the end or not."""
 
     def reuse_last_stage(self) -> None:
         """The last stage has become the first."""
@@ -230,21 +232,23 @@ class Solver:
     def _evaluate_first(self, t: float) -> None:
         self.statistics.evaluation_times.append(t)
         self.first_stage_time = t
-        self._first_slope(lambda: self.system.evaluate(0, t))
+        self._first_slope(lambda: self.system.evaluate(0, t, is_last_step=False))
 
     def _attempt(self, t0: float, t1: float) -> float:
         """Take the step from `t0` to `t1`; return its error over the tolerance."""
         self.stage_times = stage_times(t0, t1, self.dtype)
         self.statistics.evaluation_times.extend(self.stage_times)
         self.step_size.fill_(t1 - t0)
+        if self.system.keeps_last_step and self.has_passed(self.t_end):
+            return self._error_ratio(is_last_step=True).item()
         return self._attempts(self._error_ratio).item()
 
-    def _error_ratio(self) -> Tensor:
+    def _error_ratio(self, *, is_last_step: bool = False) -> Tensor:
         """All the work of an attempt, from buffers to buffers."""
         torch.mul(self.tableau, self.step_size, out=self.weights)
         for stage, t in enumerate(self.stage_times, start=1):
             torch.addmv(self.starts[stage], self.slopes_before[stage], self.stage_weights[stage], out=self.ends[stage])
-            self.system.evaluate(stage, t)
+            self.system.evaluate(stage, t, is_last_step=is_last_step)
         torch.mv(self.slopes.T, self.weights[-1], out=self.error)
         torch.maximum(self.start.abs(), self.end.abs(), out=self.scale)
         self.error.div_(self.scale.mul_(self.rtol).add_(self.atol))
@@ -264,7 +268,7 @@ class Solver:
         t_trial = self.t0 + self.direction * trial
         self.system.enter(t_trial, t_trial)
         self.statistics.evaluation_times.append(t_trial)
-        self.system.evaluate(1, t_trial)
+        self.system.evaluate(1, t_trial, is_last_step=False)
         self._enter_piece()
         change_norm = block_norm((self.slopes[1] - slope) / scale, self.blocks).item()
         return first_step_size(trial, slope_norm, change_norm)

@@ -12,6 +12,8 @@ from common.adjoint import solve
 from common.field import AutogradField
 from common.norms import Adjoint, block_norm, norm_blocks
 from datasets.acrobot import TIMES, load
+from fields.softplus_networks import SlopeNetwork
+from fields.symplectic_dynamics import SymplecticDynamics
 
 NUM_PARAMETERS = 509_108
 
@@ -70,6 +72,41 @@ def test_products_by_hand_equal_those_of_autograd(vector_field, batch):
         outcomes.append((derivative, product, gradient, torch.cat([g.reshape(-1) for g in field.unflatten(gradient)])))
     for ours, theirs in zip(*outcomes, strict=True):
         assert distance(ours, theirs) < 1e-12
+
+
+def test_slopes_of_the_potential_and_their_products(vector_field):
+    """The gradient by hand, its products with the inputs and with every parameter, against autograd twice."""
+    batch, layers = 5, vector_field.potential.layers
+    network = SlopeNetwork(layers, scratch=torch.empty(2 * batch * 300, dtype=F64))
+    inputs, cotangent = random(4, 3, batch, seed=4).requires_grad_(), random(2, batch, seed=5)
+    value, *directions = inputs.unbind(1)
+    hidden = (layers[0].weight @ value + layers[0].bias[:, None]).exp().log1p()
+    hidden = (layers[1].weight @ hidden + layers[1].bias[:, None]).exp().log1p()
+    (slopes,) = torch.autograd.grad((layers[2].weight @ hidden).sum(), value, create_graph=True)
+    expected = torch.stack([(direction * slopes).sum(dim=0) for direction in directions])
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    by_inputs, *by_parameters = torch.autograd.grad(expected, (inputs, *parameters), cotangent, materialize_grads=True)
+
+    negated, kept = -inputs.detach().flatten(1), network.new_kept(batch)
+    assert distance(-network.evaluate(negated, kept), expected.detach()) < 1e-12
+    assert distance(network.pullback(cotangent, negated, kept), by_inputs.flatten(1)) < 1e-12
+    gradients = [torch.ones_like(parameter) for parameter in by_parameters]
+    network.add_parameter_product(kept, -0.7, gradients)
+    for ours, theirs in zip(gradients, by_parameters, strict=True):
+        assert distance(ours, 1 + 0.7 * theirs) < 1e-12
+
+
+def test_product_of_the_equations_by_hand():
+    batch = 5
+    y, factor, forces = states(batch).T, random(3, 3, batch, seed=4), random(2, batch, seed=5)
+    inputs = [tensor.requires_grad_() for tensor in (y, factor, forces)]
+    cotangent = random(8, batch, seed=6)
+    dynamics = SymplecticDynamics(*inputs)
+    expected = torch.autograd.grad(dynamics.derivative, inputs, cotangent)
+    with torch.no_grad():
+        for ours, theirs in zip(dynamics.pullback(cotangent), expected, strict=True):
+            assert distance(ours, theirs) < 1e-12
+        assert torch.equal(SymplecticDynamics(y, -factor, forces).derivative, dynamics.derivative)
 
 
 @pytest.mark.parametrize("bias", [200.0, -200.0])
