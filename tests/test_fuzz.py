@@ -137,7 +137,9 @@ def test_runs(folder, sounds, data):
     before = files_in(folder)
     with pytest.MonkeyPatch.context() as patch:
         network = acrobot.SoftplusNetwork
-        patch.setattr(acrobot, "SoftplusNetwork", lambda first, *widths: network(first, 5, widths[-1]))
+        patch.setattr(
+            acrobot, "SoftplusNetwork", lambda *widths: network(widths[0], *[5] * (len(widths) - 2), widths[-1])
+        )
         survive(lambda: EXPERIMENTS[experiment].main(**settings))
     written = {path.relative_to(folder).as_posix() for path in files_in(folder) - before}
     results_dir = os.path.normpath(Path("work", str(settings.get("results_dir", "results"))))

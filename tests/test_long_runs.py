@@ -55,7 +55,9 @@ def test_2000_steps_do_not_grow(experiment, device, tmp_path, monkeypatch):
         used.append(used_bytes(device) if len(used) % 100 == 0 else None)
 
     monkeypatch.setattr(measuring.Pass, "add", measured_add)
-    monkeypatch.setattr(acrobot, "SoftplusNetwork", lambda first, *widths: network(first, 5, widths[-1]))
+    monkeypatch.setattr(
+        acrobot, "SoftplusNetwork", lambda *widths: network(widths[0], *[5] * (len(widths) - 2), widths[-1])
+    )
     shape = (8, 8) if experiment is acrobot else (8, 21)
     small = {} if experiment is acrobot else dict(hidden_channels=4, hidden_hidden_channels=4, num_hidden_layers=1)
     monkeypatch.setattr(experiment.dataset, "load", lambda **settings: few(*shape, device=device))
