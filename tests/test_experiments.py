@@ -194,21 +194,16 @@ def test_programs_exit_with_2_for_bad_input(program, tmp_path):
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize(
-    ("experiment", "learning_rate", "reason"),
-    [(acrobot, 1e30, "the vector field is not finite"), (speech_commands, 1e10, "the loss is")],
-)
-def test_a_training_that_blows_up_is_explained_and_saved(
-    experiment, learning_rate, reason, small_acrobot, small_speech
-):
-    settings = (small_acrobot if experiment is acrobot else small_speech) | dict(max_epochs=2)
+@pytest.mark.parametrize(("experiment", "learning_rate"), [(acrobot, 1e30), (speech_commands, 1e10)])
+def test_a_training_that_blows_up_is_explained_and_saved(experiment, learning_rate, small_acrobot, small_speech):
+    settings = small_acrobot if experiment is acrobot else small_speech
+    reason = "the norm of the weights is inf"
     with pytest.raises(
-        TrainingFailed, match=rf"epoch 2 \(training\), batch \d+ of \d+, at rtol .* and atol .*: {reason}"
+        TrainingFailed, match=rf"epoch 1 \(training\), batch \d+ of \d+, at rtol .* and atol .*: {reason}"
     ):
         experiment.main("cpu", True, learning_rate=learning_rate, **settings)
     (path,) = saved(settings)
     assert load(path).status == "failed"
-    assert len(load(path).epochs) == 1
 
 
 def test_a_failed_solve_is_explained_and_what_was_learnt_is_saved(small_acrobot, monkeypatch):
