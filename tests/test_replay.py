@@ -82,6 +82,15 @@ def test_a_replayed_solve_has_the_same_bits(adjoint, warm_start, request):
     assert tapes[0].num_replays == attempts - NUM_EAGER_CALLS
 
 
+def test_discrete_takes_its_last_step_apart_from_the_record(request):
+    eager = outcome("discrete")
+    tapes = request.getfixturevalue("tapes")
+    replayed = outcome("discrete")
+    assert torch.equal(replayed.gradient, eager.gradient)
+    attempts = eager.statistics.forward.num_accepted + eager.statistics.forward.num_rejected
+    assert tapes[0].num_replays == attempts - NUM_EAGER_CALLS - 1
+
+
 def test_few_calls_are_not_recorded(tapes):
     replayed = Replay(device=torch.device("cpu"), is_static=True)
     calls = []
