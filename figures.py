@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from common import command_line
 from common.results import load_all
-from reproduction import diagnostic_figures, run_figures
+from reproduction import diagnostic_figures, run_figures, time_figures
 from reproduction.runs import EXPERIMENTS
 from reproduction.style import NothingToDraw, render
 
@@ -28,7 +28,7 @@ def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
         runs = partial(run_figures.comparable, results, experiment)
         drawings[f"{experiment}-backward-nfe"] = lambda runs=runs: run_figures.backward_nfe(runs())
         drawings[f"{experiment}-learning"] = lambda runs=runs: run_figures.learning(runs())
-        drawings[f"{experiment}-solver-times"] = lambda runs=runs: run_figures.solver_times(runs())
+        drawings[f"{experiment}-solver-times"] = lambda runs=runs: time_figures.solver_times(runs())
         if experiment == "speech_commands":  # the paper has acrobot at one pair of tolerances only
             drawings[f"{experiment}-nfe-by-tolerance"] = lambda runs=runs: run_figures.nfe_by_tolerance(runs())
     read = partial(diagnostic_figures.read, results_dir)

@@ -15,7 +15,6 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from .style import (
@@ -25,9 +24,11 @@ from .style import (
     LOOKS,
     WIDTH,
     NothingToDraw,
+    count_axis,
     legend_above,
     power,
     styled,
+    tolerance_axis,
     tolerance_label,
 )
 
@@ -88,11 +89,10 @@ def gradient_errors(records: Records) -> Figure:
             bars = dict(label=norm, elinewidth=0.7, **style)
             error_axes.errorbar(middle["nfe"], middle["error"], yerr=[below["error"], above["error"]], **bars)
             nfe_axes.plot(middle.index, middle["backward_nfe"], **style)
-        error_axes.set(title=TITLES[experiment], xscale="log", yscale="log", xlabel="NFE, forward and backward")
-        nfe_axes.set(xscale="log", yscale="log", xlabel="relative tolerance")
-        nfe_axes.set_xticks(sorted(table["rtol"].unique()))
-        nfe_axes.xaxis.set_minor_locator(NullLocator())
-        nfe_axes.invert_xaxis()
+        error_axes.set(title=TITLES[experiment], yscale="log", xlabel="NFE, forward and backward")
+        count_axis(error_axes.xaxis)
+        count_axis(nfe_axes.yaxis)
+        tolerance_axis(nfe_axes, table["rtol"])
     axes[0, 0].set_ylabel("relative error of the gradient")
     axes[1, 0].set_ylabel("backward NFE")
     legend_above(figure, axes[0])

@@ -1,4 +1,4 @@
-"""Figures of finished runs: evaluations and learning by epoch, over the tolerances, and where in time they happen.
+"""Figures of finished runs: evaluations and learning, by epoch and over the tolerances.
 
 Each takes the results of any number of runs of one experiment, as `comparable` gives them, and returns a matplotlib
 figure, which `style.render` turns into bytes. `figures.py` writes them to files, a report may put them on its page.
@@ -8,16 +8,25 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import pandas
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.results import Results
 
-from .style import GREY, LOOKS, WARM_START, WIDTH, NothingToDraw, legend_above, styled, tolerance_label
+from .style import (
+    GREY,
+    LOOKS,
+    WARM_START,
+    WIDTH,
+    NothingToDraw,
+    count_axis,
+    legend_above,
+    styled,
+    tolerance_axis,
+    tolerance_label,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +63,7 @@ def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
             f"There is no completed run of {experiment}: make one by `python {experiment}.py --device cpu --norm "
             "seminorm`, or all by `python tables.py`."
         )
-    chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * _num_batches(r) for r in group.values()))
+    chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * num_batches_of(r) for r in group.values()))
     if len(mine) > len(chosen):
         logger.warning(
             "%d of %d runs of %s are not drawn: unfinished, repeated, or of other data, models or batches.",
@@ -71,7 +80,7 @@ def epoch_table(results: Sequence[Results]) -> pandas.DataFrame:
     rows = []
     for result in results:
         measured = {entry.epoch: entry.val_metrics for entry in result.history}
-        num_batches = _num_batches(result)
+        num_batches = num_batches_of(result)
         for epoch in result.epochs:
             row = {name: result.config[name] for name in (*TOLERANCES, "seed")} | {"norm": norm_of(result)}
             row |= {"epoch": epoch.epoch, "train loss": epoch.loss}
@@ -171,112 +180,12 @@ def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
         if "seminorm" in means:
             ratio = line / means["seminorm"].groupby("rtol").mean()
             axes[1].plot(ratio.index, ratio, **style)
-    axes[0].set_yscale("log", subs=[])
-    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    count_axis(axes[0].yaxis)
     axes[0].set(ylabel=f"backward NFE per gradient step\n(epochs 1 to {num_epochs})")
     axes[1].set(ylabel="times the seminorm's", ylim=(0, None))
     for ax in axes:
-        ax.set(xscale="log", xlabel="relative tolerance")
-        ax.set_xticks(sorted(table["rtol"].unique()))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.invert_xaxis()
+        tolerance_axis(ax, table["rtol"])
     legend_above(figure, [axes[0]])
-    return figure
-
-
-@dataclass(frozen=True)
-class TimeAxis:
-    """The solve's time of an experiment, cut into bins."""
-
-    label: str
-    start: float
-    end: float
-    num_bins: int
-    unit: float
-    """The time for which densities are given, and what it is."""
-    unit_name: str
-
-
-TIME_AXES = {
-    "speech_commands": TimeAxis("$t$ (frames of the recording)", 0.0, 160.0, 20, 1.0, "frame"),
-    # A step goes on beyond the output time that it is meant for, the last one to before 0.
-    "acrobot": TimeAxis("$t$ (seconds)", -0.125, 0.35, 19, 0.05, "0.05 s"),
-}
-KINDS = {
-    "backward_ts": "evaluations",
-    "backward_accept_ts": "accepted steps",
-    "backward_reject_ts": "rejected steps",
-}
-COUNTS = {
-    "backward_ts": "backward_nfe",
-    "backward_accept_ts": "backward_accepted",
-    "backward_reject_ts": "backward_rejected",
-}
-
-
-def time_histogram(results: Sequence[Results], kind: str) -> np.ndarray:
-    """How many backward times of a kind of `KINDS` a mean gradient step has in each bin, (num_bins,).
-
-    Times are those of the first batch of every measured epoch of training, where the files have at most 256 of each.
-    They give the shape; the sum is exact: what all batches of these epochs had on average.
-    """
-    axis = TIME_AXES[results[0].experiment]
-    limits = (axis.start, axis.end)
-    shape, total, num_measured = np.zeros(axis.num_bins), 0.0, 0
-    for result in results:
-        num_batches = _num_batches(result)
-        for entry in result.history:
-            times, count = entry.train_metrics[kind], entry.train_metrics[COUNTS[kind]] / num_batches
-            if times:
-                counted, _ = np.histogram(np.clip(times, *limits), axis.num_bins, limits)
-                shape += counted * (count / len(times))
-            total += count
-            num_measured += 1
-    return shape * (total / shape.sum() / num_measured) if shape.any() else shape
-
-
-@styled
-def solver_times(results: Sequence[Results]) -> Figure:
-    """Where in time the backward solve evaluates, accepts and rejects, `default` beside `seminorm`.
-
-    A row for each pair of tolerances, a column for each kind of `KINDS`; see `time_histogram`. The numbers above are
-    sums over time: what a mean gradient step has.
-    """
-    axis = TIME_AXES[results[0].experiment]
-    by_tolerances: dict[tuple, dict[str, list[Results]]] = {}
-    for result in results:
-        norms = by_tolerances.setdefault((result.config["rtol"], result.config["atol"]), {})
-        norms.setdefault(norm_of(result), []).append(result)
-    rows = [(pair, by_norm) for pair, by_norm in by_tolerances.items() if {"default", "seminorm"} <= set(by_norm)]
-    if not rows:
-        raise NothingToDraw(
-            f"There is no pair of completed runs of {results[0].experiment} with the norms default and seminorm at the "
-            "same tolerances: make the one that is missing."
-        )
-    rows.sort(key=lambda row: row[0], reverse=True)
-    figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(KINDS), squeeze=False, sharex=True)
-    edges = np.linspace(axis.start, axis.end, axis.num_bins + 1)
-    per_unit = axis.unit / (edges[1] - edges[0])
-    for row, (tolerances, by_norm) in zip(axes, rows, strict=True):
-        for ax, (kind, name) in zip(row, KINDS.items(), strict=True):
-            totals = []
-            for norm in ("default", "seminorm"):
-                histogram = time_histogram(by_norm[norm], kind)
-                total = histogram.sum()
-                totals.append(f"{norm} {total:,.0f}" if total == 0 or total >= 10 else f"{norm} {total:.1f}")
-                look = LOOKS[norm]
-                if norm == "default":
-                    ax.stairs(histogram * per_unit, edges, color=look.color, fill=True, alpha=0.15)
-                style = dict(color=look.color, linestyle=look.linestyle, linewidth=1.2)
-                ax.stairs(histogram * per_unit, edges, baseline=None, label=norm, **style)
-            ax.set_title(f"{name}\n{', '.join(totals)}")
-            ax.set(xlim=(axis.start, axis.end), ylim=(0, None if ax.dataLim.ymax > 0 else 1))
-        row[0].set_ylabel(f"{tolerance_label(*tolerances)}\nper {axis.unit_name}")
-    for ax in axes[-1]:
-        ax.set_xlabel(axis.label)
-    legend_above(figure, axes[0, :1])
     return figure
 
 
@@ -294,7 +203,8 @@ def _draw_bands(ax, table: pandas.DataFrame, quantity: str) -> None:
         )  # fmt: skip
 
 
-def _num_batches(result: Results) -> int:
+def num_batches_of(result: Results) -> int:
+    """How many batches an epoch of a completed run has."""
     return math.ceil(result.train_metrics.dataset_size / result.config["batch_size"])
 
 

@@ -5,12 +5,14 @@ figures; what is no norm never has a norm's colour. Nothing here touches matplot
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 WIDTH = 7.0
 """Inches of a figure that spans a page's text."""
@@ -84,6 +86,22 @@ def power(value: float) -> str:
     if float(mantissa) == 1.0:
         return f"$10^{{{int(exponent)}}}$"
     return f"{value:g}"
+
+
+def count_axis(axis: Axis) -> None:
+    """Makes a logarithmic axis of counts: its ticks at 1, 2 and 5 times powers of ten, written out."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def tolerance_axis(axes: Axes, rtols: Iterable[float]) -> None:
+    """Makes the x axis one of relative tolerances, with a tick at each; smaller ones lie to the right."""
+    axes.set(xscale="log", xlabel="relative tolerance")
+    axes.set_xticks(sorted(set(rtols)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
 
 
 def tolerance_label(rtol: float, atol: float) -> str:

@@ -14,7 +14,7 @@ import figures
 import speech_commands
 from common.records import plain, read_as
 from common.results import SCHEMA, Epoch, HistoryEntry, Metrics, Results
-from reproduction import diagnostic_figures, run_figures
+from reproduction import diagnostic_figures, run_figures, time_figures
 from reproduction.style import LOOKS, NothingToDraw, render
 
 NUM_BATCHES = 10
@@ -120,7 +120,7 @@ def test_a_run_that_was_not_made_is_asked_for_by_its_command():
     with pytest.raises(NothingToDraw, match=r"python acrobot.py --device cpu"):
         run_figures.comparable([run("default"), run("default", experiment=acrobot, status="failed")], "acrobot")
     with pytest.raises(NothingToDraw, match="default and seminorm"):
-        run_figures.solver_times([run("default"), run("seminorm", rtol=1e-4)])
+        time_figures.solver_times([run("default"), run("seminorm", rtol=1e-4)])
     with pytest.raises(NothingToDraw, match="one pair of tolerances"):
         run_figures.nfe_by_tolerance([run("default"), run("seminorm")])
 
@@ -139,10 +139,10 @@ def test_tolerances_are_compared_over_the_epochs_that_all_runs_have():
     assert "epochs 1 to 2" in absolute.get_ylabel()
 
 
-@pytest.mark.parametrize("kind", run_figures.KINDS)
+@pytest.mark.parametrize("kind", time_figures.KINDS)
 def test_a_histogram_has_the_shape_of_the_first_batch_and_the_sum_of_all(kind):
     results = [run("default", nfe=(1300, 2600)), run("default", 1, nfe=(900, 1200))]
-    histogram = run_figures.time_histogram(results, kind)
+    histogram = time_figures.time_histogram(results, kind)
     assert histogram.sum() == pytest.approx((1300 + 2600 + 900 + 1200) / 4)
     assert histogram == pytest.approx(np.full(20, histogram.mean()), rel=0.2)
 
@@ -152,15 +152,15 @@ def test_a_time_lies_in_its_bin():
     result.history[0].train_metrics.backward_reject_ts = [9.0, 9.5, 15.9, 160.0]
     expected = np.zeros(20)
     expected[[1, 19]] = 0.75 * 1300, 0.25 * 1300
-    assert run_figures.time_histogram([result], "backward_reject_ts") == pytest.approx(expected)
+    assert time_figures.time_histogram([result], "backward_reject_ts") == pytest.approx(expected)
 
 
 def test_nothing_rejected_is_no_histogram_and_still_a_figure():
     runs = [run("default"), run("seminorm")]
     for entry in (entry for result in runs for entry in result.history):
         entry.train_metrics.backward_rejected, entry.train_metrics.backward_reject_ts = 0, []
-    assert run_figures.time_histogram(runs, "backward_reject_ts").sum() == 0
-    assert "default 0, seminorm 0" in run_figures.solver_times(runs).axes[2].get_title()
+    assert time_figures.time_histogram(runs, "backward_reject_ts").sum() == 0
+    assert "default 0, seminorm 0" in time_figures.solver_times(runs).axes[2].get_title()
 
 
 def motion(num_rows=401):

@@ -1,0 +1,107 @@
+"""Where in a solve's time finished runs evaluate, accept and reject: one more figure like those of `run_figures.py`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.results import Results
+
+from .run_figures import norm_of, num_batches_of
+from .style import LOOKS, WIDTH, NothingToDraw, legend_above, styled, tolerance_label
+
+
+@dataclass(frozen=True)
+class TimeAxis:
+    """The solve's time of an experiment, cut into bins."""
+
+    label: str
+    start: float
+    end: float
+    num_bins: int
+    unit: float
+    """The time for which densities are given, and what it is."""
+    unit_name: str
+
+
+TIME_AXES = {
+    "speech_commands": TimeAxis("$t$ (frames of the recording)", 0.0, 160.0, 20, 1.0, "frame"),
+    # A step goes on beyond the output time that it is meant for, the last one to before 0.
+    "acrobot": TimeAxis("$t$ (seconds)", -0.125, 0.35, 19, 0.05, "0.05 s"),
+}
+KINDS = {
+    "backward_ts": "evaluations",
+    "backward_accept_ts": "accepted steps",
+    "backward_reject_ts": "rejected steps",
+}
+COUNTS = {
+    "backward_ts": "backward_nfe",
+    "backward_accept_ts": "backward_accepted",
+    "backward_reject_ts": "backward_rejected",
+}
+
+
+def time_histogram(results: Sequence[Results], kind: str) -> np.ndarray:
+    """How many backward times of a kind of `KINDS` a mean gradient step has in each bin, (num_bins,).
+
+    Times are those of the first batch of every measured epoch of training, where the files have at most 256 of each.
+    They give the shape; the sum is exact: what all batches of these epochs had on average.
+    """
+    axis = TIME_AXES[results[0].experiment]
+    limits = (axis.start, axis.end)
+    shape, total, num_measured = np.zeros(axis.num_bins), 0.0, 0
+    for result in results:
+        num_batches = num_batches_of(result)
+        for entry in result.history:
+            times, count = entry.train_metrics[kind], entry.train_metrics[COUNTS[kind]] / num_batches
+            if times:
+                counted, _ = np.histogram(np.clip(times, *limits), axis.num_bins, limits)
+                shape += counted * (count / len(times))
+            total += count
+            num_measured += 1
+    return shape * (total / shape.sum() / num_measured) if shape.any() else shape
+
+
+@styled
+def solver_times(results: Sequence[Results]) -> Figure:
+    """Where in time the backward solve evaluates, accepts and rejects, `default` beside `seminorm`.
+
+    A row for each pair of tolerances, a column for each kind of `KINDS`; see `time_histogram`. The numbers above are
+    sums over time: what a mean gradient step has.
+    """
+    axis = TIME_AXES[results[0].experiment]
+    by_tolerances: dict[tuple, dict[str, list[Results]]] = {}
+    for result in results:
+        norms = by_tolerances.setdefault((result.config["rtol"], result.config["atol"]), {})
+        norms.setdefault(norm_of(result), []).append(result)
+    rows = [(pair, by_norm) for pair, by_norm in by_tolerances.items() if {"default", "seminorm"} <= set(by_norm)]
+    if not rows:
+        raise NothingToDraw(
+            f"There is no pair of completed runs of {results[0].experiment} with the norms default and seminorm at the "
+            "same tolerances: make the one that is missing."
+        )
+    rows.sort(key=lambda row: row[0], reverse=True)
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(KINDS), squeeze=False, sharex=True)
+    edges = np.linspace(axis.start, axis.end, axis.num_bins + 1)
+    per_unit = axis.unit / (edges[1] - edges[0])
+    for row, (tolerances, by_norm) in zip(axes, rows, strict=True):
+        for ax, (kind, name) in zip(row, KINDS.items(), strict=True):
+            totals = []
+            for norm in ("default", "seminorm"):
+                histogram = time_histogram(by_norm[norm], kind)
+                total = histogram.sum()
+                totals.append(f"{norm} {total:,.0f}" if total == 0 or total >= 10 else f"{norm} {total:.1f}")
+                look = LOOKS[norm]
+                if norm == "default":
+                    ax.stairs(histogram * per_unit, edges, color=look.color, fill=True, alpha=0.15)
+                style = dict(color=look.color, linestyle=look.linestyle, linewidth=1.2)
+                ax.stairs(histogram * per_unit, edges, baseline=None, label=norm, **style)
+            ax.set_title(f"{name}\n{', '.join(totals)}")
+            ax.set(xlim=(axis.start, axis.end), ylim=(0, None if ax.dataLim.ymax > 0 else 1))
+        row[0].set_ylabel(f"{tolerance_label(*tolerances)}\nper {axis.unit_name}")
+    for ax in axes[-1]:
+        ax.set_xlabel(axis.label)
+    legend_above(figure, axes[0, :1])
+    return figure
