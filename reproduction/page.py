@@ -102,12 +102,12 @@ def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
     by_title = {table.title: table.frame.to_dict("records") for table in tables}
     for title in TITLES.values():
         papers = {
-            row["rtol, atol"]: f"{row['paper: fewer']} ({row['paper: status']})"
+            row["rtol, atol"]: f"{row['paper: saved']} ({row['paper: status']})"
             for row in by_title.get(f"{title}: the paper's figures beside ours", [])
             if row["quantity"] == QUANTITIES["backward_nfe"]
         }
         for row in by_title.get(title, []):
-            saved = row.get("fewer than `default`", NOTHING)
+            saved = row.get("saved against `default`", NOTHING)
             if row["norm"] in ("`seminorm`", "`as-published`") and saved != NOTHING:
                 share, _, interval = saved.partition(" (")
                 yield {
@@ -116,7 +116,7 @@ def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
                     "norm": row["norm"],
                     "share": share,
                     "interval": interval.rstrip(")"),
-                    "per_tensor": row.get("fewer than `per-tensor`", NOTHING).partition(" (")[0],
+                    "per_tensor": row.get("saved against `per-tensor`", NOTHING).partition(" (")[0],
                     "runs": row["runs"],
                     "paper": papers.get(row["rtol, atol"]) if row["norm"] == "`seminorm`" else None,
                 }

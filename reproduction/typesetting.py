@@ -131,7 +131,7 @@ def _savings(summary: pandas.DataFrame, baselines: list[str]) -> pandas.DataFram
         table[QUANTITIES[quantity]] = _cells(summary, quantity)
     for baseline in baselines:
         columns = [SAVINGS["backward_nfe", baseline] + end for end in ("", "_low", "_high")]
-        table[f"fewer than `{baseline}`"] = [_saving(*row) for row in summary[columns].itertuples(index=False)]
+        table[f"saved against `{baseline}`"] = [_saving(*row) for row in summary[columns].itertuples(index=False)]
     return table
 
 
@@ -162,10 +162,10 @@ def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
                 "quantity": QUANTITIES[figure.quantity],
                 "ours: `default`": cells[(*condition, "default")],
                 "ours: `seminorm`": cells[(*condition, "seminorm")],
-                "ours: fewer": saved,
+                "ours: saved": saved,
                 "paper: `default`": _cell(figure.quantity, *figure.default),
                 "paper: `seminorm`": _cell(figure.quantity, *figure.seminorm),
-                "paper: fewer": papers_saved,
+                "paper: saved": papers_saved,
                 "paper: status": figure.status,
             }
         )
