@@ -125,9 +125,10 @@ def test_runs(folder, sounds, data):
     experiment = data.draw(experiments)
     settings = dict(device="cpu", norm=True, rtol=1e-1, atol=1e-1, max_epochs=1, **SMALL[experiment])
     settings |= dict(data_root=sounds) if experiment == "speech_commands" else {}
-    # Without a value for data_root it would download, and with a large one for max_epochs train on.
+    # Without a value for data_root it would download; with small batches or many epochs it would train on and on.
     values = dict.fromkeys(names_of(experiment), odd) | {
         "data_root": odd.filter(lambda value: value is not None),
+        "batch_size": st.sampled_from([0, 100, 2**62, 2**63, "8", 100.5]),
         "max_epochs": st.sampled_from([0, 2, "1", None]),
         "rtol": st.sampled_from([1e-300, 1e30, 1e300, "1"]),
         "results_dir": st.sampled_from(["", "results", "deep/er", "../work/up", "x" * 300, 7, "\0", "/proc/here"]),
