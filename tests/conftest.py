@@ -1,8 +1,15 @@
 """What several test files need."""
 
+import signal
 import subprocess
 
 import pytest
+
+
+def pytest_configure():
+    """A shell's job in the background ignores Ctrl-C, and so would what it starts; the tests send it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
