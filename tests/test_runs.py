@@ -105,12 +105,13 @@ def test_a_setting_that_an_older_file_lacks_is_at_its_default():
     assert identity("speech_commands", config) != speech_run(split="official").identity
 
 
-def test_the_committed_results_are_of_the_cpu_preset():
+def test_the_committed_results_are_recognised_as_the_cpu_presets():
     wanted = {run.identity for run in preset_runs("cpu", data_root="recordings")}
-    results = load_all(RESULTS)
-    assert {identity(result.experiment, result.config) for result in results.values()} <= wanted
+    # A user's own runs may lie beside them.
+    found = [identity(result.experiment, result.config) for result in load_all(RESULTS).values()]
+    found = [run for run in found if run in wanted]
     done = [status for status in statuses(preset_runs("cpu"), str(RESULTS)) if status.state == "done"]
-    assert len(done) == len(results) >= 5
+    assert len(done) == len(set(found)) == len(found) >= 20
 
 
 def test_a_sweep_of_acrobot_needs_nothing_of_speech_commands():
