@@ -145,4 +145,4 @@ def _duration(seconds: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command_line.call(lambda: main(tyro.cli(Options)))
+    command_line.run(Options, main)

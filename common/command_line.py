@@ -1,17 +1,19 @@
-"""The command line of an experiment: its settings are the options, and a user's error is one sentence."""
+"""Command lines, of experiments and others: settings are the options, and a user's error is one sentence."""
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import tyro
 
-from .config import TrainingConfig
 from .errors import Interrupted, RunBusy, TrainingFailed
 
+Settings = TypeVar("Settings")
 
-def run(config_class: type[TrainingConfig], function: Callable[[TrainingConfig], object]) -> None:
-    """Calls `function` with the settings given on the command line; exits as `call` does."""
-    call(function, tyro.cli(config_class))
+
+def run(settings_class: type[Settings], function: Callable[[Settings], object]) -> None:
+    """Calls `function` with the settings given on the command line, an instance of the dataclass; exits as `call`."""
+    call(lambda: function(tyro.cli(settings_class)))
 
 
 def call(function: Callable[..., object], *arguments: object) -> None:

@@ -137,7 +137,7 @@ class Solver:
         The first step is guessed at the price of one evaluation if its size `first_step` is not given.
 
         Raises:
-            SolverError: if the state or the field is not finite.
+            SolverError: if the state or the field is not finite, and `first_step` is not given.
         """
         self.direction = 1.0 if t_end > t0 else -1.0
         self.t_end = t_end
@@ -154,7 +154,8 @@ class Solver:
         """Attempt steps until one is accepted.
 
         Raises:
-            SolverError: if the step becomes too small for the time it starts at, or the attempts too many.
+            SolverError: if the step becomes too small for the time it starts at, the field is not finite there, or the
+            attempts are too many.
         """
         self._move_on()
         accepted = False
@@ -165,7 +166,8 @@ class Solver:
             t0, dt = self.t0, self.dt
             t1 = t0 + self.direction * dt
             if t1 == t0 or not math.isfinite(t1):
-                raise self._failure("the step became too small")
+                is_sound = self.slopes[0].isfinite().all()
+                raise self._failure("the step became too small" if is_sound else "the vector field is not finite")
             # With `<`, a step that lands on the jump of its own accord would not count as having met it.
             self._is_on_stop = self._next_stop is not None and (self._next_stop - t1) * self.direction <= 0
             if self._is_on_stop:
