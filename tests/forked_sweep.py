@@ -9,12 +9,14 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 import toy
+from tqdm import tqdm
 
 from common import command_line
 from reproduction import local_engine, sweep
@@ -44,6 +46,7 @@ class Fork:
             code = 70
             try:
                 os.setsid()
+                tqdm.set_lock(threading.RLock())  # its own is shared between forks, and a kill may leave it taken
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 with open(log, "ab", buffering=0) as file:

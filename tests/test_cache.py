@@ -14,7 +14,7 @@ from datasets.cache import cache_directory, load_or_build
 
 TENSORS = {"path": torch.arange(600.0).reshape(20, 30), "label": torch.arange(20)}
 
-FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Payload:
@@ -48,14 +48,14 @@ def test_builds_once_and_then_reads(tmp_path, caplog):
     assert not caplog.records
 
 
+def build_slowly(path, built):
+    tensors = load_or_build(path, lambda: (time.sleep(0.3), {"pid": torch.tensor(os.getpid())})[1])
+    built.put(tensors["pid"].item())
+
+
 def test_of_two_processes_one_builds(tmp_path):
-    built = FORK.SimpleQueue()
-
-    def build_slowly():
-        tensors = load_or_build(tmp_path / "cached", lambda: (time.sleep(0.3), {"pid": torch.tensor(os.getpid())})[1])
-        built.put(tensors["pid"].item())
-
-    processes = [FORK.Process(target=build_slowly) for _ in range(2)]
+    built = SPAWN.SimpleQueue()
+    processes = [SPAWN.Process(target=build_slowly, args=(tmp_path / "cached", built)) for _ in range(2)]
     for process in processes:
         process.start()
     assert built.get() == built.get()
@@ -64,10 +64,13 @@ def test_of_two_processes_one_builds(tmp_path):
         assert process.exitcode == 0
 
 
+def build_big():
+    return {"big": torch.zeros(2**26)}
+
+
 def test_a_kill_while_it_writes_leaves_nothing_that_counts(tmp_path):
     path, partial = tmp_path / "cached", tmp_path / "cached.partial"
-    big = {"big": torch.zeros(2**26)}
-    process = FORK.Process(target=load_or_build, args=(path, lambda: big))
+    process = SPAWN.Process(target=load_or_build, args=(path, build_big))
     process.start()
     while not partial.exists() or partial.stat().st_size == 0:
         assert process.is_alive()

@@ -20,6 +20,8 @@ from datasets.speech_commands import FOLDER, WORDS
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
+SPAWN = multiprocessing.get_context("spawn")
+
 
 class Handler(BaseHTTPRequestHandler):
     """Sends the server's content, or what is asked of it, as its `faults` for this request say."""
@@ -256,15 +258,17 @@ def test_a_disk_that_is_full_when_unpacking_or_transforming_keeps_nothing_half(s
     assert {path.suffix for path in small_disk.iterdir()} == {".lock", ".gz"}
 
 
-def find_in_a_process(cache, pause=0.0):
-    """A process that looks for the data set, and pauses after each file that it unpacks."""
+def find(url, sha256, cache, pause):
+    """Looks for the data set, and pauses after each file that it unpacks."""
+    copy = shutil.copyfileobj
+    download.shutil.copyfileobj = lambda *files: (copy(*files), time.sleep(pause))
+    speech_commands.URL, speech_commands.SHA256 = url, sha256
+    speech_commands._find_folder(None, cache)
 
-    def find():
-        copy = shutil.copyfileobj
-        download.shutil.copyfileobj = lambda *files: (copy(*files), time.sleep(pause))
-        speech_commands._find_folder(None, cache)
 
-    process = multiprocessing.get_context("fork").Process(target=find)
+def find_in_a_process(data_set, cache, pause=0.0):
+    """No fork: a kill there may leave a lock taken that forks share, such as that of tqdm, and this process waiting."""
+    process = SPAWN.Process(target=find, args=(data_set.url, data_set.sha256, cache, pause))
     process.start()
     return process
 
@@ -277,14 +281,13 @@ def kill_when(process, condition):
     process.join()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_kills_in_mid_download_and_in_mid_unpack_are_made_good(data_set, tmp_path):
     archive, partial = tmp_path / f"{FOLDER}.tar.gz", tmp_path / "speech_commands.partial"
     data_set.faults = [{"pause": 0.1}]
-    kill_when(find_in_a_process(tmp_path), lambda: archive.exists() and archive.stat().st_size > 0)
+    kill_when(find_in_a_process(data_set, tmp_path), lambda: archive.exists() and archive.stat().st_size > 0)
     size = archive.stat().st_size
     assert 0 < size < len(data_set.content)
-    kill_when(find_in_a_process(tmp_path, pause=0.02), lambda: len(names_below(partial)) > 3)
+    kill_when(find_in_a_process(data_set, tmp_path, pause=0.02), lambda: len(names_below(partial)) > 3)
     assert 3 < len(names_below(partial)) < 82
     assert not (tmp_path / "speech_commands").exists()
     assert len(names_below(speech_commands._find_folder(None, tmp_path))) == 82
@@ -293,10 +296,9 @@ def test_kills_in_mid_download_and_in_mid_unpack_are_made_good(data_set, tmp_pat
     assert not partial.exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_of_two_processes_one_downloads_and_the_other_waits(data_set, tmp_path, caplog):
     data_set.faults = [{"pause": 0.02}]
-    other = find_in_a_process(tmp_path, pause=0.01)
+    other = find_in_a_process(data_set, tmp_path, pause=0.01)
     while not data_set.asked:
         time.sleep(0.005)
     assert len(names_below(speech_commands._find_folder(None, tmp_path))) == 82
