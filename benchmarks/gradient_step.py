@@ -6,15 +6,10 @@ touch all of them alike. The table gives medians over the rounds, and the range 
 tells how much memory it takes, on Linux.
 """
 
-import os
-
-# Before torch and jax are imported: one core, one thread.
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-
 import ctypes
 import functools
 import importlib.metadata
+import os
 import platform
 import statistics
 import time
@@ -34,10 +29,14 @@ import speech_commands
 from benchmarks import published_field, with_diffrax
 from common import provenance, randomness
 from common.adjoint import Solution, solve
+from common.statistics import SolveStatistics
 from datasets import acrobot as acrobot_data
 from datasets import speech_commands as speech_commands_data
 
 NUM_TRAINING_STEPS = 30
+
+TIMES = torch.linspace(0, 10, 5)
+"""Where the solution of the `NeuralODE` is wanted."""
 
 
 @dataclass
@@ -59,20 +58,45 @@ class _Unfused(nn.Module):
         return self.module(t, y)
 
 
-class _Compiled(_Unfused):
-    """The same, compiled by torch. The code is compiled once for each shape, in the warm-up."""
+class _Traceable(nn.Module):
+    """The Neural CDE's field, with a look-up of dX/dt that torch.compile can take; torchcde's it cannot."""
+
+    def __init__(self, field: speech_commands.ControlledField):
+        super().__init__()
+        self.vector_field = field.vector_field
+        knots = field.path.grid_points
+        self.register_buffer("inner_knots", knots[1:-1])
+        self.register_buffer("slopes", field.path.derivative((knots[:-1] + knots[1:]) / 2).movedim(1, 0).contiguous())
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        slope = self.slopes.index_select(0, torch.bucketize(t, self.inner_knots).reshape(1)).squeeze(0)
+        return (self.vector_field(z) @ slope.unsqueeze(-1)).squeeze(-1)
+
+
+class NeuralODE(nn.Module):
+    """A model as anyone has one: a network of the state, whose solution is wanted at some times."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 16)]
+        self.vector_field = _Network(nn.Sequential(*layers))
+
+    def forward(self, y0: Tensor) -> tuple[Tensor, SolveStatistics]:
+        solution = self.solve(self.vector_field, y0, TIMES)
+        return solution.y, solution.statistics
+
+
+class _Network(nn.Module):
+    def __init__(self, layers: nn.Sequential):
+        super().__init__()
+        self.layers = layers
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return _call_compiled(self.module, t, y)
+        return self.layers(y)
 
 
-@torch.compile(dynamic=False)
-def _call_compiled(module: nn.Module, t: Tensor, y: Tensor) -> Tensor:
-    return module(t, y)
-
-
-def _solve_compiled(func: nn.Module, *arguments, **options) -> Solution:
-    return solve(_Compiled(func), *arguments, **options)
+def _solve_traceable(func: nn.Module, *arguments, **options) -> Solution:
+    return solve(_Traceable(func), *arguments, **options)
 
 
 def _solve_unfused(func: nn.Module, *arguments, **options) -> Solution:
@@ -127,7 +151,7 @@ def neural_cde(batch_size: int, data_root: str) -> list[Contestant]:
         "torchdiffeq, its default norm": (solve, dict(adjoint="per-tensor", solver="torchdiffeq")),
         "torchdiffeq, seminorm": (solve, dict(adjoint="seminorm", solver="torchdiffeq")),
         "ours, seminorm, autograd's field": (_solve_unfused, dict(adjoint="seminorm")),
-        "ours, seminorm, autograd's field, torch.compile": (_solve_compiled, dict(adjoint="seminorm")),
+        "ours, seminorm, autograd's field, compiled": (_solve_traceable, dict(adjoint="seminorm", compile=True)),
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
         "ours, discrete": (solve, dict(adjoint="discrete")),
         "ours, default": (solve, dict(adjoint="default")),
@@ -170,6 +194,32 @@ def symplectic_ode_net(batch_size: int) -> list[Contestant]:
     return contestants
 
 
+def neural_ode(batch_size: int) -> list[Contestant]:
+    """The contestants on a batch of points that turn about the origin, the first being what they are compared with."""
+    tolerances = dict(rtol=1e-5, atol=1e-7)
+    with randomness.seeded(0, "weights"):
+        model = NeuralODE()
+    numbers = randomness.stream(0, "points")
+    spin = torch.randn(16, 16, generator=numbers) / 16
+    y0 = torch.randn(batch_size, 16, generator=numbers)
+    batch = y0, torch.stack([y0 @ torch.linalg.matrix_exp((spin - spin.T) * t) for t in TIMES])
+    _train_briefly(model, [batch], functional.mse_loss, **tolerances)
+    step = functools.partial(_step, model, batch, functional.mse_loss)
+    ways = {
+        "torchdiffeq, its default norm": (solve, dict(adjoint="per-tensor", solver="torchdiffeq")),
+        "torchdiffeq, seminorm": (solve, dict(adjoint="seminorm", solver="torchdiffeq")),
+        "ours, seminorm": (solve, dict(adjoint="seminorm")),
+        "ours, seminorm, compiled": (solve, dict(adjoint="seminorm", compile=True)),
+        "ours, seminorm, compiled, warm start": (solve, dict(adjoint="seminorm", compile=True, warm_start=True)),
+        "ours, discrete": (solve, dict(adjoint="discrete")),
+    }
+    contestants = _contestants(step, ways, tolerances)
+    for adjoint in with_diffrax.ADJOINTS:
+        gradient_step = with_diffrax.neural_ode_step(model, *batch, TIMES, adjoint=adjoint, **tolerances)
+        contestants.append(Contestant(adjoint, functools.partial(_diffrax_step, gradient_step)))
+    return contestants
+
+
 def _contestants(step: Callable, ways: dict, tolerances: dict) -> list[Contestant]:
     return [
         Contestant(name, functools.partial(step, functools.partial(function, **tolerances, **options)))
@@ -177,17 +227,17 @@ def _contestants(step: Callable, ways: dict, tolerances: dict) -> list[Contestan
     ]
 
 
-def compare(contestants: list[Contestant], num_rounds: int) -> pandas.DataFrame:
-    """Seconds of each contestant, and how many times faster than the first it is: median, and range over the rounds."""
+def compare(contestants: list[Contestant], num_rounds: int, clock: Callable[[], float]) -> pandas.DataFrame:
+    """Seconds by `clock` of each contestant, and how many times faster than the first: median, and range over the rounds."""
     seconds = {contestant.name: [] for contestant in contestants}
     evaluations = {}
     for contestant in tqdm(contestants, desc="warming up", unit="contestant", disable=None):
         evaluations[contestant.name] = contestant.step()
     for _ in tqdm(range(num_rounds), unit="round", disable=None):
         for contestant in contestants:
-            started = time.process_time()
+            started = clock()
             contestant.step()
-            seconds[contestant.name].append(time.process_time() - started)
+            seconds[contestant.name].append(clock() - started)
     mebibytes = {contestant.name: _peak_memory(contestant.step) for contestant in contestants}
     baseline = seconds[contestants[0].name]
     rows = []
@@ -197,7 +247,7 @@ def compare(contestants: list[Contestant], num_rounds: int) -> pandas.DataFrame:
             {
                 "gradient step": name,
                 "NFE, forward + backward": evaluations[name],
-                "CPU seconds": f"{statistics.median(taken):.3f}",
+                "seconds": f"{statistics.median(taken):.3f}",
                 "times faster than the first": f"{statistics.median(ratios):.2f}",
                 "range": f"{min(ratios):.2f} to {max(ratios):.2f}",
                 "MiB": mebibytes[name],
@@ -224,25 +274,41 @@ def _resident(status: Path, name: str) -> int:
     return int(line.split()[1])
 
 
-def main(data_root: str = "synthetic", rounds: int = 5, problems: tuple[str, ...] = ("32", "128", "acrobot")) -> None:
+def main(
+    data_root: str = "synthetic",
+    rounds: int = 5,
+    problems: tuple[str, ...] = ("32", "128", "acrobot", "network"),
+    cores: int = 1,
+) -> None:
     """Compares gradient steps, and prints a table in Markdown for each problem.
 
     Args:
         data_root: the Speech Commands recordings, or "synthetic".
         rounds: how often every contestant takes its turn.
-        problems: batch sizes of the Neural CDE, and "acrobot" for the Symplectic ODE-Net.
+        problems: batch sizes of the Neural CDE, "acrobot" for the Symplectic ODE-Net, "network" for a neural ODE.
+        cores: how many cores, with a thread on each. On one, CPU seconds are compared, else seconds by the clock.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(cores)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    if cores == 1:
+        # Read when jax is first used.
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    seconds, clock = ("CPU seconds", time.process_time) if cores == 1 else ("seconds by the clock", time.perf_counter)
     machine = provenance.describe(torch.device("cpu"))
     packages = ("torch", "torchdiffeq", "diffrax", "jax")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"{machine['device_name']}, one core; Python {platform.python_version()}, {versions}; {rounds} rounds")
+    print(
+        f"{machine['device_name']}, {cores} core{'s'[: cores > 1]}, {seconds}; Python {platform.python_version()}, "
+        f"{versions}; {rounds} rounds"
+    )
     for problem in problems:
         if problem == "acrobot":
             title, contestants = "Symplectic ODE-Net, batch 256", symplectic_ode_net(256)
+        elif problem == "network":
+            title, contestants = "Neural ODE of 16 channels, batch 64", neural_ode(64)
         else:
             title, contestants = f"Neural CDE, batch {problem}", neural_cde(int(problem), data_root)
-        table = compare(contestants, rounds)
+        table = compare(contestants, rounds, clock)
         print(f"\n### {title}\n{table.to_markdown(index=False, colalign=('left', *['right'] * 5))}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Both experiments' gradient steps written for diffrax, with the weights of the PyTorch models: for the benchmark.
+"""Gradient steps of both experiments and of a neural ODE, written for diffrax with the weights of the PyTorch models.
 
 One straightforward version each, jitted: the state is a batch, one step size serves all of it, as in the other solvers.
 """
@@ -129,5 +129,39 @@ def symplectic_step(model: nn.Module, window: Tensor, times: Tensor, *, adjoint:
             adjoint=_adjoint(adjoint, controller),
         )
         return jnp.mean((jnp.moveaxis(solution.ys, 0, 1) - window) ** 2), solution.stats["num_steps"]
+
+    return _step(loss, _weights(model))
+
+
+def neural_ode_step(
+    model: nn.Module, y0: Tensor, wanted: Tensor, times: Tensor, *, adjoint: str, rtol: float, atol: float
+) -> Step:
+    """A function that takes one gradient step's work and returns the number of forward steps and the loss."""
+    y0, wanted, times = jnp.asarray(y0.numpy()), jnp.asarray(wanted.numpy()), jnp.asarray(times.numpy())
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+
+    def controller(**norm):
+        return diffrax.PIDController(rtol=rtol, atol=atol, **norm)
+
+    def field(t, y, weights):
+        for name in linear:
+            y = y @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+            y = jnp.tanh(y) if name != linear[-1] else y
+        return y
+
+    def loss(weights):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Dopri5(),
+            times[0],
+            times[-1],
+            None,
+            y0,
+            args=weights,
+            saveat=diffrax.SaveAt(ts=times),
+            stepsize_controller=controller(),
+            adjoint=_adjoint(adjoint, controller),
+        )
+        return jnp.mean((solution.ys - wanted) ** 2), solution.stats["num_steps"]
 
     return _step(loss, _weights(model))

@@ -50,6 +50,7 @@ def solve(
     warm_start: bool = False,
     checkpoint_interval: int = 1,
     max_num_steps: int = DEFAULT_MAX_NUM_STEPS,
+    compile: bool = False,
 ) -> Solution:
     """Solve dy/dt = func(t, y) by Dormand and Prince's method, differentiable with respect to y0, t and parameters.
 
@@ -77,6 +78,9 @@ def solve(
         checkpoint_interval: how many steps `discrete` takes from one stored state to the next; those between are solved
             again.
         max_num_steps: how many steps may be attempted from one start of a solve on.
+        compile: whether torch.compile makes one function of each direction's attempted steps, at the first use for a
+            field and a shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The
+            adjoint must be the seminorm, and func an nn.Module that torch.compile can take as a whole.
 
     Raises:
         ValueError: if an argument is not as described.
@@ -106,10 +110,14 @@ def solve(
     warm_start = arguments.flag("warm_start", warm_start)
     checkpoint_interval = arguments.whole_number("checkpoint_interval", checkpoint_interval)
     max_num_steps = arguments.whole_number("max_num_steps", max_num_steps)
+    solver = arguments.choice("solver", solver, ("dopri5", "torchdiffeq"))
+    compile = arguments.flag("compile", compile)
+    if compile and not (adjoint is Adjoint.SEMINORM and solver == "dopri5" and adjoint_params is None):
+        raise ValueError("compile=True needs adjoint='seminorm' and solver='dopri5', and no adjoint_params")
 
     statistics = SolveStatistics()
     state_sizes = [shape.numel() for shape in shapes]
-    if arguments.choice("solver", solver, ("dopri5", "torchdiffeq")) == "torchdiffeq":
+    if solver == "torchdiffeq":
         if warm_start:
             raise ValueError("warm_start=True needs solver='dopri5'")
         solution = torchdiffeq_reference.solve(
@@ -126,7 +134,7 @@ def solve(
             max_num_steps=max_num_steps,
         )
     else:
-        has_fused_field = adjoint_params is None and hasattr(func, "fused_field")
+        has_fused_field = adjoint_params is None and hasattr(func, "fused_field") and not compile
         if has_fused_field and not t.requires_grad and all(parameter.requires_grad for parameter in func.parameters()):
             vector_field = func.fused_field(y0)
         else:
@@ -145,6 +153,7 @@ def solve(
             warm_start=warm_start,
             checkpoint_interval=checkpoint_interval,
             max_num_steps=max_num_steps,
+            compile=compile,
             statistics=statistics,
         )
         inputs = (y0, t, *vector_field.parameters)

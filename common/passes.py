@@ -1,18 +1,18 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `adjoint.solve` is what calls it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .compiled import CompiledAdjointSystem, CompiledForwardSystem, CompiledSolver
 from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
 from .field import Field
 from .norms import Adjoint, Block, consecutive_blocks
-from .replay import Replay
 from .solver import Solver
 from .statistics import SolveStatistics
+from .systems import AdjointSystem, ForwardSystem, Quadrature
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Plan:
     warm_start: bool
     checkpoint_interval: int
     max_num_steps: int
+    compile: bool
+    """Whether attempts are compiled; the field is an `AutogradField` and the adjoint the seminorm then."""
     statistics: SolveStatistics
     is_differentiated: bool = False
     backward_blocks: list[Block] | None = None
@@ -74,104 +76,13 @@ class DifferentiableSolve(torch.autograd.Function):
         return None, state_gradient, time_gradient if ctx.needs_input_grad[2] else None, *gradients
 
 
-class _ForwardSystem:
-    """The state alone.
-
-    With `keeps_last_step` the field is linearised where a step reaches the end, for the backward pass to begin there.
-    """
-
-    def __init__(self, vector_field: Field, shape: torch.Size, *, keeps_last_step: bool):
-        self.field = vector_field
-        self.keeps_last_step = keeps_last_step
-        self.shape = shape
-        self.size = self.num_coupled = shape.numel()
-        self.is_static = vector_field.is_static
-        self.enter = vector_field.enter
-
-    def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-        self.buffers = [
-            (state.view(self.shape), slope.view(self.shape)) for state, slope in zip(states, slopes, strict=True)
-        ]
-
-    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
-        if self.keeps_last_step and is_last_step:
-            self.field.linearise(stage, t, *self.buffers[stage])
-        else:
-            self.field.evaluate(t, *self.buffers[stage])
-
-    def reuse_last_stage(self) -> None:
-        """An evaluation leaves nothing behind but the slope."""
-
-
-class _AdjointSystem:
-    """The state and its adjoint (z, a_z), and with `carries_integrals` (a_theta, a_t) behind them."""
-
-    keeps_last_step = False
-
-    def __init__(self, vector_field: Field, shape: torch.Size, *, carries_integrals: bool):
-        self.field = vector_field
-        self.shape = shape
-        self.carries_integrals = carries_integrals
-        self.num_coupled = 2 * shape.numel()
-        self.size = self.num_coupled + carries_integrals * (sum(vector_field.parameter_sizes) + 1)
-        self.is_static = vector_field.is_static
-        self.enter = vector_field.enter
-        self.reuse_last_stage = vector_field.reuse_last_slot
-
-    def bind(self, states: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-        half = self.shape.numel()
-        self.buffers = [
-            (
-                state[:half].view(self.shape),
-                state[half:].view(self.shape),
-                slope[:half].view(self.shape),
-                slope[half : 2 * half].view(self.shape),
-                slope[2 * half :],
-            )
-            for state, slope in zip(states, slopes, strict=True)
-        ]
-
-    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
-        z, adjoint, z_slope, adjoint_slope, integral_slopes = self.buffers[stage]
-        self.field.linearise(stage, t, z, z_slope)
-        self.field.pullback(stage, adjoint, adjoint_slope)
-        adjoint_slope.neg_()
-        if self.carries_integrals:
-            integral_slopes.zero_()
-            self.field.add_parameter_product(stage, -1.0, integral_slopes)
-
-
-class _Quadrature:
-    """The parameters' part of the backward solve, summed over its accepted steps into `integrals`."""
-
-    def __init__(self, vector_field: Field, integrals: Tensor):
-        self.field = vector_field
-        self.integrals = integrals
-        self.rate = torch.zeros_like(integrals)
-        """The weighted mean of the parameters' slopes in a step."""
-        self._whole_steps = Replay(device=integrals.device, is_static=vector_field.is_static)
-
-    def add_step(self, dt: float, weights: Sequence[float]) -> None:
-        """Add the integral over a step of size `dt`, given the weights of its stages."""
-        if weights is STEP_WEIGHTS:
-            self._whole_steps(lambda: self._average(STEP_WEIGHTS))
-        else:
-            self._average(weights)
-        self.integrals.add_(self.rate, alpha=-dt)
-
-    def _average(self, weights: Sequence[float]) -> None:
-        self.rate.zero_()
-        for slot, weight in enumerate(weights):
-            if weight:
-                self.field.add_parameter_product(slot, weight, self.rate)
-
-
 def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
     """The states at the output times (times, *shape)."""
     records_steps = plan.is_differentiated and plan.adjoint is Adjoint.DISCRETE
     times = plan.times
-    solver = Solver(
-        _ForwardSystem(plan.vector_field, y0.shape, keeps_last_step=records_steps),
+    make_solver, make_system = (CompiledSolver, CompiledForwardSystem) if plan.compile else (Solver, ForwardSystem)
+    solver = make_solver(
+        make_system(plan.vector_field, y0.shape, keeps_last_step=records_steps),
         consecutive_blocks(plan.state_sizes),
         rtol=plan.rtol,
         atol=plan.atol,
@@ -206,8 +117,16 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     half, num_parameters = shape.numel(), sum(vector_field.parameter_sizes)
     by_quadrature = plan.adjoint is Adjoint.SEMINORM
     has_time_gradient = getattr(vector_field, "time_gradient", False)
-    system = _AdjointSystem(vector_field, shape, carries_integrals=not by_quadrature)
-    solver = Solver(
+    # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
+    integrals = solution.new_zeros(num_parameters + 1)
+    if plan.compile:
+        quadrature = system = CompiledAdjointSystem(vector_field, shape, integrals=integrals)
+        make_solver = CompiledSolver
+    else:
+        system = AdjointSystem(vector_field, shape, carries_integrals=not by_quadrature)
+        quadrature = Quadrature(vector_field, integrals) if by_quadrature else None
+        make_solver = Solver
+    solver = make_solver(
         system,
         plan.backward_blocks,
         rtol=plan.adjoint_rtol,
@@ -221,9 +140,6 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
     state = solution.new_zeros(system.size)
     state[half : 2 * half] = solution_gradient[-1]
-    # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
-    integrals = solution.new_zeros(num_parameters + 1)
-    quadrature = _Quadrature(vector_field, integrals) if by_quadrature else None
     time_gradient = solution.new_zeros(len(times))
     step = plan.last_step if plan.warm_start else None
     for index in range(len(times) - 1, 0, -1):

@@ -248,7 +248,7 @@ def test_solves_without_gradients():
 
 def test_times_of_another_dtype_than_the_state():
     ours, exact = (
-        by(Growth(), random(3), T.to(dtype).requires_grad_())
+        by(Growth(), random(3), T.clone().to(dtype).requires_grad_())
         for by, dtype in ((differentiate, torch.float32), (differentiate_exactly, F64))
     )
     assert ours.gradients[1].dtype == torch.float32
@@ -292,6 +292,10 @@ NET, Y0 = Network(), random(2, 3)
         bad(NET, Y0, T, adjoint="l2", match="unknown norm 'l2': use one of 'default'"),
         bad(NET, Y0, T, solver="rk4", match="solver is 'rk4', but must be one of 'dopri5', 'torchdiffeq'"),
         bad(NET, Y0, T, solver="torchdiffeq", warm_start=True, match="warm_start=True needs solver='dopri5'"),
+        bad(NET, Y0, T, compile="yes", match="compile is 'yes', but must be True or False"),
+        bad(NET, Y0, T, compile=True, adjoint="discrete", match="compile=True needs adjoint='seminorm'"),
+        bad(NET, Y0, T, compile=True, solver="torchdiffeq", match="compile=True needs .* solver='dopri5'"),
+        bad(NET, Y0, T, compile=True, adjoint_params=(), match="compile=True needs .* no adjoint_params"),
         bad(NET, Y0, T.clone().requires_grad_(), adjoint="discrete", match="t requires a gradient, but 'discrete'"),
         bad(NET, Y0.long(), T, match="y0 is of dtype torch.int64, but must be float32 or float64"),
         bad(NET, Y0.half(), T, match="y0 is of dtype torch.float16"),
