@@ -228,7 +228,7 @@ def _contestants(step: Callable, ways: dict, tolerances: dict) -> list[Contestan
 
 
 def compare(contestants: list[Contestant], num_rounds: int, clock: Callable[[], float]) -> pandas.DataFrame:
-    """Seconds by `clock` of each contestant, and how many times faster than the first: median, and range over the rounds."""
+    """Seconds by `clock` of each contestant, and how many times faster than the first: median and range over rounds."""
     seconds = {contestant.name: [] for contestant in contestants}
     evaluations = {}
     for contestant in tqdm(contestants, desc="warming up", unit="contestant", disable=None):
