@@ -86,12 +86,15 @@ class ControlledField(nn.Module):
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return (self.vector_field(z) @ self.path.derivative(t).unsqueeze(-1)).squeeze(-1)
 
+    def slopes(self) -> Tensor:
+        """dX/dt between the knots, (knots - 1, batch, input_channels)."""
+        knots = self.path.grid_points
+        return self.path.derivative((knots[:-1] + knots[1:]) / 2).movedim(1, 0).contiguous()
+
     def fused_field(self, z0: Tensor) -> NeuralCDEField:
         """The same, written for the solver."""
-        knots = self.path.grid_points
-        middles = (knots[:-1] + knots[1:]) / 2
-        slopes = self.path.derivative(middles).movedim(1, 0).contiguous()
-        return NeuralCDEField(self.vector_field.hidden, self.vector_field.last, knots.tolist(), slopes)
+        knots = self.path.grid_points.tolist()
+        return NeuralCDEField(self.vector_field.hidden, self.vector_field.last, knots, self.slopes())
 
 
 class NeuralCDE(nn.Module):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import acrobot
 import speech_commands
 from benchmarks import published_field, with_diffrax
-from common import provenance, randomness
+from common import arguments, command_line, provenance, randomness
 from common.adjoint import Solution, solve
 from common.statistics import SolveStatistics
 from datasets import acrobot as acrobot_data
@@ -66,9 +66,8 @@ class _Traceable(nn.Module):
     def __init__(self, field: speech_commands.ControlledField):
         super().__init__()
         self.vector_field = field.vector_field
-        knots = field.path.grid_points
-        self.register_buffer("inner_knots", knots[1:-1])
-        self.register_buffer("slopes", field.path.derivative((knots[:-1] + knots[1:]) / 2).movedim(1, 0).contiguous())
+        self.register_buffer("inner_knots", field.path.grid_points[1:-1])
+        self.register_buffer("slopes", field.slopes())
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         slope = self.slopes.index_select(0, torch.bucketize(t, self.inner_knots).reshape(1)).squeeze(0)
@@ -76,7 +75,10 @@ class _Traceable(nn.Module):
 
 
 class NeuralODE(nn.Module):
-    """A model as anyone has one: a network of the state, whose solution is wanted at some times."""
+    """A model as anyone has one: a network of the state, whose solution is wanted at some times.
+
+    It solves by its attribute `solve`, which each contestant sets.
+    """
 
     def __init__(self):
         super().__init__()
@@ -97,16 +99,16 @@ class _Network(nn.Module):
         return self.layers(y)
 
 
-def _solve_traceable(func: nn.Module, *arguments, **options) -> Solution:
-    return solve(_Traceable(func), *arguments, **options)
+def _solve_traceable(func: nn.Module, *inputs, **options) -> Solution:
+    return solve(_Traceable(func), *inputs, **options)
 
 
-def _solve_unfused(func: nn.Module, *arguments, **options) -> Solution:
-    return solve(_Unfused(func), *arguments, **options)
+def _solve_unfused(func: nn.Module, *inputs, **options) -> Solution:
+    return solve(_Unfused(func), *inputs, **options)
 
 
-def _solve_published(func: nn.Module, *arguments, **options) -> Solution:
-    return solve(published_field.PublishedField(func), *arguments, **options)
+def _solve_published(func: nn.Module, *inputs, **options) -> Solution:
+    return solve(published_field.PublishedField(func), *inputs, **options)
 
 
 def _step(model: nn.Module, batch: tuple[Tensor, ...], loss_function, solver) -> str:
@@ -159,11 +161,8 @@ def neural_cde(batch_size: int, data_root: str) -> list[Contestant]:
         "ours, default": (solve, dict(adjoint="default")),
         "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
     }
-    contestants = _contestants(step, ways, tolerances)
-    for adjoint in with_diffrax.ADJOINTS:
-        gradient_step = with_diffrax.neural_cde_step(model, *batch, adjoint=adjoint, **tolerances)
-        contestants.append(Contestant(adjoint, functools.partial(_diffrax_step, gradient_step)))
-    return contestants
+    with_peer = functools.partial(with_diffrax.neural_cde_step, model, *batch, **tolerances)
+    return _contestants(step, ways, tolerances, with_peer)
 
 
 def symplectic_ode_net(batch_size: int) -> list[Contestant]:
@@ -189,11 +188,8 @@ def symplectic_ode_net(batch_size: int) -> list[Contestant]:
         "ours, default": (solve, dict(adjoint="default")),
         "ours, as-published": (solve, dict(adjoint="as-published")),
     }
-    contestants = _contestants(step, ways, tolerances)
-    for adjoint in with_diffrax.ADJOINTS:
-        gradient_step = with_diffrax.symplectic_step(model, batch[0], acrobot_data.TIMES, adjoint=adjoint, **tolerances)
-        contestants.append(Contestant(adjoint, functools.partial(_diffrax_step, gradient_step)))
-    return contestants
+    with_peer = functools.partial(with_diffrax.symplectic_step, model, batch[0], acrobot_data.TIMES, **tolerances)
+    return _contestants(step, ways, tolerances, with_peer)
 
 
 def neural_ode(batch_size: int) -> list[Contestant]:
@@ -215,17 +211,21 @@ def neural_ode(batch_size: int) -> list[Contestant]:
         "ours, seminorm, compiled, warm start": (solve, dict(adjoint="seminorm", compile=True, warm_start=True)),
         "ours, discrete": (solve, dict(adjoint="discrete")),
     }
-    contestants = _contestants(step, ways, tolerances)
-    for adjoint in with_diffrax.ADJOINTS:
-        gradient_step = with_diffrax.neural_ode_step(model, *batch, TIMES, adjoint=adjoint, **tolerances)
-        contestants.append(Contestant(adjoint, functools.partial(_diffrax_step, gradient_step)))
-    return contestants
+    with_peer = functools.partial(with_diffrax.neural_ode_step, model, *batch, TIMES, **tolerances)
+    return _contestants(step, ways, tolerances, with_peer)
 
 
-def _contestants(step: Callable, ways: dict, tolerances: dict) -> list[Contestant]:
+def _contestants(step: Callable, ways: dict, tolerances: dict, with_peer: Callable) -> list[Contestant]:
+    """Ours and torchdiffeq's by `step`, and diffrax's, whose steps `with_peer` makes."""
     return [
-        Contestant(name, functools.partial(step, functools.partial(function, **tolerances, **options)))
-        for name, (function, options) in ways.items()
+        *(
+            Contestant(name, functools.partial(step, functools.partial(function, **tolerances, **options)))
+            for name, (function, options) in ways.items()
+        ),
+        *(
+            Contestant(adjoint, functools.partial(_diffrax_step, with_peer(adjoint=adjoint)))
+            for adjoint in with_diffrax.ADJOINTS
+        ),
     ]
 
 
@@ -293,8 +293,10 @@ def main(
         problems: batch sizes of the Neural CDE, "acrobot" for the Symplectic ODE-Net, "network" for a neural ODE.
         cores: how many cores, with a thread on each. On one, CPU seconds are compared, else seconds by the clock.
     """
+    available = sorted(os.sched_getaffinity(0))
+    cores = arguments.whole_number("cores", cores, maximum=len(available))
     torch.set_num_threads(cores)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    os.sched_setaffinity(0, available[:cores])
     if cores == 1:
         # Read when jax is first used.
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -303,7 +305,7 @@ def main(
     packages = ("torch", "torchdiffeq", "diffrax", "jax")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(
-        f"{machine['device_name']}, {cores} core{'s'[: cores > 1]}, {seconds}; Python {platform.python_version()}, "
+        f"{machine['device_name']}, {seconds} on {cores} of its cores; Python {platform.python_version()}, "
         f"{versions}; {rounds} rounds"
     )
     with tempfile.TemporaryDirectory() as empty:
@@ -321,4 +323,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line.call(tyro.cli, main)

@@ -3,6 +3,7 @@
 One straightforward version each, jitted: the state is a batch, one step size serves all of it, as in the other solvers.
 """
 
+import functools
 from collections.abc import Callable
 
 import diffrax
@@ -33,6 +34,28 @@ def _step(loss: Callable, weights: dict[str, jax.Array]) -> Step:
         return int(num_steps), float(value)
 
     return step
+
+
+def _trajectory(
+    field: Callable, y0: jax.Array, weights: dict[str, jax.Array], *, times: jax.Array, adjoint: str, **tolerances
+) -> diffrax.Solution:
+    """The solution at `times`, of which the first is that of `y0`."""
+
+    def controller(**norm):
+        return diffrax.PIDController(**tolerances, **norm)
+
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Dopri5(),
+        times[0],
+        times[-1],
+        None,
+        y0,
+        args=weights,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=controller(),
+        adjoint=_adjoint(adjoint, controller),
+    )
 
 
 def neural_cde_step(model: nn.Module, x: Tensor, labels: Tensor, *, adjoint: str, rtol: float, atol: float) -> Step:
@@ -78,8 +101,7 @@ def symplectic_step(model: nn.Module, window: Tensor, times: Tensor, *, adjoint:
     """A function that takes one gradient step's work and returns the number of forward steps and the loss."""
     window, times = jnp.asarray(window.numpy()), jnp.asarray(times.numpy())
 
-    def controller(**norm):
-        return diffrax.PIDController(rtol=rtol, atol=atol, **norm)
+    trajectory = functools.partial(_trajectory, times=times, adjoint=adjoint, rtol=rtol, atol=atol)
 
     def network(weights, name, x):
         num_layers = sum(key.startswith(f"vector_field.{name}.") for key in weights) // 2
@@ -116,18 +138,7 @@ def symplectic_step(model: nn.Module, window: Tensor, times: Tensor, *, adjoint:
         return jnp.concatenate([rate, accelerations, jnp.zeros_like(torques)], axis=-1)
 
     def loss(weights):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            diffrax.Dopri5(),
-            times[0],
-            times[-1],
-            None,
-            window[:, 0],
-            args=weights,
-            saveat=diffrax.SaveAt(ts=times),
-            stepsize_controller=controller(),
-            adjoint=_adjoint(adjoint, controller),
-        )
+        solution = trajectory(field, window[:, 0], weights)
         return jnp.mean((jnp.moveaxis(solution.ys, 0, 1) - window) ** 2), solution.stats["num_steps"]
 
     return _step(loss, _weights(model))
@@ -140,8 +151,7 @@ def neural_ode_step(
     y0, wanted, times = jnp.asarray(y0.numpy()), jnp.asarray(wanted.numpy()), jnp.asarray(times.numpy())
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
 
-    def controller(**norm):
-        return diffrax.PIDController(rtol=rtol, atol=atol, **norm)
+    trajectory = functools.partial(_trajectory, times=times, adjoint=adjoint, rtol=rtol, atol=atol)
 
     def field(t, y, weights):
         for name in linear:
@@ -150,18 +160,7 @@ def neural_ode_step(
         return y
 
     def loss(weights):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            diffrax.Dopri5(),
-            times[0],
-            times[-1],
-            None,
-            y0,
-            args=weights,
-            saveat=diffrax.SaveAt(ts=times),
-            stepsize_controller=controller(),
-            adjoint=_adjoint(adjoint, controller),
-        )
+        solution = trajectory(field, y0, weights)
         return jnp.mean((solution.ys - wanted) ** 2), solution.stats["num_steps"]
 
     return _step(loss, _weights(model))

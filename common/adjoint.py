@@ -80,7 +80,8 @@ def solve(
         max_num_steps: how many steps may be attempted from one start of a solve on.
         compile: whether torch.compile makes one function of each direction's attempted steps, at the first use for a
             field and a shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The
-            adjoint must be the seminorm, and func an nn.Module that torch.compile can take as a whole.
+            adjoint must be the seminorm, and func an nn.Module that torch.compile can take as a whole. A compiled
+            attempt computes its parameters' part before it is accepted.
 
     Raises:
         ValueError: if an argument is not as described.

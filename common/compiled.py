@@ -16,7 +16,7 @@ from .dopri5 import ERROR_WEIGHTS, NUM_STAGES, STAGE_WEIGHTS, STEP_WEIGHTS
 from .field import AutogradField
 from .norms import Block, block_norm
 from .solver import Solver
-from .systems import AdjointSystem, ForwardSystem
+from .systems import ForwardSystem, SeminormSystem
 
 NUM_TIMES = NUM_STAGES - 1
 
@@ -29,18 +29,15 @@ class CompiledForwardSystem(ForwardSystem):
         return _call(_attempt_forward, self.field.func, self.shape, *of_step)
 
 
-class CompiledAdjointSystem(AdjointSystem):
-    """(z, a_z) with whole attempts, and the parameters' part of each: it does what `Quadrature` does, too.
+class CompiledSeminormSystem(SeminormSystem):
+    """(z, a_z) with whole attempts, each with its parameters' part, so that the graph of a stage serves both.
 
-    The weights of a step are known before its error is, so its parameters' slopes are summed up stage by stage, and no
-    more than the sum leaves the attempt. Rejected attempts have computed it in vain.
+    The weights of a step are known before its error is, so no more than the weighted mean leaves the attempt. A
+    rejected attempt has computed it in vain.
     """
 
-    field: AutogradField
-
-    def __init__(self, vector_field: AutogradField, shape: torch.Size, *, integrals: Tensor):
-        super().__init__(vector_field, shape, carries_integrals=False)
-        self.integrals = integrals
+    def __init__(self, vector_field: AutogradField, shape: torch.Size, integrals: Tensor):
+        super().__init__(vector_field, shape, integrals)
         self.first_product = torch.zeros_like(integrals)
         """The parameters' slope at the first stage."""
         self.names = tuple(name for name, parameter in vector_field.func.named_parameters() if parameter.requires_grad)
@@ -62,9 +59,8 @@ class CompiledAdjointSystem(AdjointSystem):
     def reuse_last_stage(self) -> None:
         self.first_product.copy_(self.last_product)
 
-    def add_step(self, dt: float, weights: Sequence[float]) -> None:
-        """Add the integral over the last attempt, whose weights they were."""
-        self.integrals.add_(self.rate, alpha=-dt)
+    def _average(self, weights: Sequence[float]) -> None:
+        """The attempt has done it, with these weights."""
 
 
 class CompiledSolver(Solver):

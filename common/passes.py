@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .compiled import CompiledAdjointSystem, CompiledForwardSystem, CompiledSolver
+from .compiled import CompiledForwardSystem, CompiledSeminormSystem, CompiledSolver
 from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
 from .field import Field
 from .norms import Adjoint, Block, consecutive_blocks
-from .solver import Solver
+from .solver import Solver, System
 from .statistics import SolveStatistics
-from .systems import AdjointSystem, ForwardSystem, Quadrature
+from .systems import AdjointSystem, ForwardSystem, SeminormSystem
 
 
 @dataclass
@@ -40,6 +40,11 @@ class Plan:
     """The norm of the backward solve, if there is one."""
     last_step: float | None = None
     record: list[StepRecord] = field(default_factory=list)
+
+    def make_solver(self, system: System, blocks: list[Block], **options) -> Solver:
+        """The solver of one direction; `options` are those of `Solver` that the directions do not share."""
+        kind = CompiledSolver if self.compile else Solver
+        return kind(system, blocks, jumps=self.jumps, max_num_steps=self.max_num_steps, **options)
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -80,16 +85,14 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
     """The states at the output times (times, *shape)."""
     records_steps = plan.is_differentiated and plan.adjoint is Adjoint.DISCRETE
     times = plan.times
-    make_solver, make_system = (CompiledSolver, CompiledForwardSystem) if plan.compile else (Solver, ForwardSystem)
-    solver = make_solver(
+    make_system = CompiledForwardSystem if plan.compile else ForwardSystem
+    solver = plan.make_solver(
         make_system(plan.vector_field, y0.shape, keeps_last_step=records_steps),
         consecutive_blocks(plan.state_sizes),
         rtol=plan.rtol,
         atol=plan.atol,
-        jumps=plan.jumps,
         like=y0,
         statistics=plan.statistics.forward,
-        max_num_steps=plan.max_num_steps,
     )
     solution = y0.new_empty(len(times), *y0.shape)
     solution[0] = y0
@@ -119,23 +122,19 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     has_time_gradient = getattr(vector_field, "time_gradient", False)
     # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
     integrals = solution.new_zeros(num_parameters + 1)
-    if plan.compile:
-        quadrature = system = CompiledAdjointSystem(vector_field, shape, integrals=integrals)
-        make_solver = CompiledSolver
+    if by_quadrature:
+        make_system = CompiledSeminormSystem if plan.compile else SeminormSystem
+        system = make_system(vector_field, shape, integrals)
     else:
-        system = AdjointSystem(vector_field, shape, carries_integrals=not by_quadrature)
-        quadrature = Quadrature(vector_field, integrals) if by_quadrature else None
-        make_solver = Solver
-    solver = make_solver(
+        system = AdjointSystem(vector_field, shape, carries_integrals=True)
+    solver = plan.make_solver(
         system,
         plan.backward_blocks,
         rtol=plan.adjoint_rtol,
         atol=plan.adjoint_atol,
-        jumps=plan.jumps,
         like=solution,
         statistics=statistics,
         exact_end=plan.warm_start,
-        max_num_steps=plan.max_num_steps,
     )
     solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
     state = solution.new_zeros(system.size)
@@ -156,7 +155,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
             if by_quadrature:
                 is_last = solver.has_passed(times[index - 1])
                 weights = solver.weights_at(times[index - 1]) if is_last else STEP_WEIGHTS
-                quadrature.add_step(solver.t1 - solver.t0, weights)
+                system.add_step(solver.t1 - solver.t0, weights)
         state = solver.interpolate(times[index - 1])
         state[half : 2 * half] += solution_gradient[index - 1]
         step = solver.next_step if plan.warm_start else None

@@ -1,4 +1,4 @@
-"""What the solver integrates in the two passes of a solve, and the parameters' part of the backward one."""
+"""What the solver integrates in the two passes of a solve: `passes` chooses among these and those of `compiled`."""
 
 from collections.abc import Sequence
 
@@ -79,18 +79,18 @@ class AdjointSystem:
         self.field.reuse_last_slot()
 
 
-class Quadrature:
-    """The parameters' part of the backward solve, summed over its accepted steps into `integrals`."""
+class SeminormSystem(AdjointSystem):
+    """(z, a_z); what belongs to parameters and time is summed over the accepted steps into `integrals`."""
 
-    def __init__(self, vector_field: Field, integrals: Tensor):
-        self.field = vector_field
+    def __init__(self, vector_field: Field, shape: torch.Size, integrals: Tensor):
+        super().__init__(vector_field, shape, carries_integrals=False)
         self.integrals = integrals
         self.rate = torch.zeros_like(integrals)
         """The weighted mean of the parameters' slopes in a step."""
         self._whole_steps = Replay(device=integrals.device, is_static=vector_field.is_static)
 
     def add_step(self, dt: float, weights: Sequence[float]) -> None:
-        """Add the integral over a step of size `dt`, given the weights of its stages."""
+        """Add the integral over the last step, of size `dt`, given the weights of its stages."""
         if weights is STEP_WEIGHTS:
             self._whole_steps(lambda: self._average(STEP_WEIGHTS))
         else:
