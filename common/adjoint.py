@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from . import arguments, torchdiffeq_reference
+from . import arguments, callbacks, torchdiffeq_reference
 from .field import AutogradField, checked_derivative
 from .norms import Adjoint, norm_blocks
 from .passes import DifferentiableSolve, Plan
@@ -54,7 +54,10 @@ def solve(
 ) -> Solution:
     """Solve dy/dt = func(t, y) by Dormand and Prince's method, differentiable with respect to y0, t and parameters.
 
-    Keywords that torchdiffeq has too mean the same here; those of its `options` stand beside the others.
+    Keywords that torchdiffeq has too mean the same here; those of its `options` stand beside the others. Its callbacks
+    are called too: methods of func named `callback_step`, `callback_accept_step` and `callback_reject_step` get the
+    time, the state and the size of each step, before it is attempted and after it was accepted or rejected. With
+    `_adjoint` behind the name they belong to the backward solve, whose state is the pair of y and its adjoint.
 
     Args:
         func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`; returns dy/dt of that shape.
@@ -93,12 +96,22 @@ def solve(
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError("func is no nn.Module, so its parameters are not known: name them by adjoint_params=(...)")
     shapes = arguments.state_shapes(y0)
-    if isinstance(y0, tuple):
+    y0_is_tuple = isinstance(y0, tuple)
+    listeners = [
+        callbacks.listener(func, suffix, split)
+        for suffix, split in (
+            ("", lambda state: _split(state, shapes, y0_is_tuple)),
+            (callbacks.ADJOINT, lambda state: _split_both(state, shapes, y0_is_tuple)),
+        )
+    ]
+    if y0_is_tuple:
         func, y0 = _TupleFunction(func, shapes), torch.cat([component.reshape(-1) for component in y0])
     parameters = arguments.parameters(adjoint_params, func, y0.device)
     # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
     largest = torch.finfo(y0.dtype).max / 100
-    times, jumps = arguments.output_times(t, largest), arguments.jump_times(jump_t, largest)
+    times = arguments.output_times(t, largest)
+    arguments.refuse_transforms([y0, t, *parameters])
+    jumps = arguments.jump_times(jump_t, largest, times=times, dtypes=(t.dtype, y0.dtype))
     t = t.to(y0.device)
     if adjoint is Adjoint.DISCRETE and t.requires_grad:
         raise ValueError("t requires a gradient, but 'discrete' takes its steps as given: use 'seminorm' or t.detach()")
@@ -119,8 +132,9 @@ def solve(
     statistics = SolveStatistics()
     state_sizes = [shape.numel() for shape in shapes]
     if solver == "torchdiffeq":
-        if warm_start:
-            raise ValueError("warm_start=True needs solver='dopri5'")
+        if warm_start or any(listeners):
+            what = "warm_start=True needs" if warm_start else "the callbacks of func need"
+            raise ValueError(f"{what} solver='dopri5'")
         solution = torchdiffeq_reference.solve(
             func,
             y0,
@@ -139,7 +153,9 @@ def solve(
         if has_fused_field and not t.requires_grad and all(parameter.requires_grad for parameter in func.parameters()):
             vector_field = func.fused_field(y0)
         else:
-            vector_field = AutogradField(func, parameters, y0.shape, time_gradient=t.requires_grad)
+            # As in torchdiffeq, these two weigh the adjoint of t whether or not t needs a gradient.
+            weighs_time = adjoint in (Adjoint.DEFAULT, Adjoint.PER_TENSOR)
+            vector_field = AutogradField(func, parameters, y0.shape, time_gradient=t.requires_grad or weighs_time)
         plan = Plan(
             vector_field=vector_field,
             adjoint=adjoint,
@@ -156,6 +172,10 @@ def solve(
             max_num_steps=max_num_steps,
             compile=compile,
             statistics=statistics,
+            guarded=_read_besides(func, vector_field.parameters),
+            has_time_gradient=t.requires_grad,
+            forward_listener=listeners[0],
+            backward_listener=listeners[1],
         )
         inputs = (y0, t, *vector_field.parameters)
         plan.is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
@@ -167,15 +187,33 @@ def solve(
                 solution_size=len(times) * y0.numel(),
             )
         solution = DifferentiableSolve.apply(plan, *inputs)
-    if isinstance(func, _TupleFunction):
-        pieces = solution.split(state_sizes, dim=-1)
-        solution = tuple(piece.view(len(times), *shape) for piece, shape in zip(pieces, shapes, strict=True))
-    return Solution(solution, statistics)
+    return Solution(_split(solution, shapes, y0_is_tuple) if y0_is_tuple else solution, statistics)
 
 
 def odeint_adjoint(func: nn.Module, y0: State, t: Tensor, **options) -> State:
     """In place of `torchdiffeq.odeint_adjoint`: the `y` of `solve`, whose keywords it takes."""
     return solve(func, y0, t, **options).y
+
+
+def _split(flat: Tensor, shapes: Sequence[torch.Size], is_tuple: bool) -> State:
+    """The state that lies flat in the last dimension of `flat`, in its own form."""
+    pieces = flat.split([shape.numel() for shape in shapes], dim=-1)
+    tensors = tuple(piece.reshape(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True))
+    return tensors if is_tuple else tensors[0]
+
+
+def _split_both(flat: Tensor, shapes: Sequence[torch.Size], is_tuple: bool) -> tuple[State, State]:
+    """The state and its adjoint, at the start of the flat vector of the backward solve."""
+    size = sum(shape.numel() for shape in shapes)
+    return _split(flat[:size], shapes, is_tuple), _split(flat[size : 2 * size], shapes, is_tuple)
+
+
+def _read_besides(func: nn.Module, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """What a module reads besides these parameters: its buffers, and parameters that are frozen."""
+    if not isinstance(func, nn.Module):
+        return []
+    known = {id(parameter) for parameter in parameters}
+    return [tensor for tensor in (*func.parameters(), *func.buffers()) if id(tensor) not in known]
 
 
 class _TupleFunction(nn.Module):

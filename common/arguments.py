@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 JUMPS = "a list of times or a tensor of shape (times,)"
 LONGEST_PATH = 4096
@@ -144,8 +145,14 @@ def output_times(t: Tensor, largest: float) -> list[float]:
     return values
 
 
-def jump_times(jump_t: Tensor | Sequence[float], largest: float) -> list[float]:
-    """The entries of `jump_t` in order, each once. ValueError if they are no times, none beyond `largest`."""
+def jump_times(
+    jump_t: Tensor | Sequence[float], largest: float, *, times: Sequence[float], dtypes: Sequence[torch.dtype]
+) -> list[float]:
+    """The entries of `jump_t` in order, each once. ValueError if they are no times, none beyond `largest`.
+
+    A jump that equals one of the output `times` in one of the `dtypes` is that time: 0.7 and what float32 makes of it
+    are two numbers, between which the field would be asked on the wrong side of its jump.
+    """
     try:
         tensor = jump_t if isinstance(jump_t, Tensor) else torch.as_tensor(numpy.asarray(jump_t))
     except (TypeError, ValueError, RuntimeError):
@@ -155,7 +162,32 @@ def jump_times(jump_t: Tensor | Sequence[float], largest: float) -> list[float]:
     values = tensor.detach().double().tolist()
     if not _within(values, largest):
         refuse("jump_t", values, f"finite and at most {largest:.2g}")
+    for dtype in dtypes:
+        nearby = dict(zip(_rounded(times, dtype), times, strict=True))
+        values = [
+            value if value in times else nearby.get(rounded, value)
+            for value, rounded in zip(values, _rounded(values, dtype), strict=True)
+        ]
     return sorted(set(values))
+
+
+def refuse_transforms(tensors: Iterable[Tensor]) -> None:
+    """Raise NotImplementedError if one of the `tensors` is inside a transform of torch.func, or has a tangent."""
+    for tensor in tensors:
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            what = "torch.func's transforms (grad, vjp, jvp, vmap and their like)"
+        elif forward_ad.unpack_dual(tensor).tangent is not None:
+            what = "forward-mode differentiation"
+        else:
+            continue
+        raise NotImplementedError(
+            f"a solve does not take part in {what}: call it with plain tensors, as a batch if there are many, and "
+            "differentiate by .backward() or torch.autograd.grad"
+        )
+
+
+def _rounded(values: Sequence[float], dtype: torch.dtype) -> list[float]:
+    return torch.tensor(values, dtype=torch.float64).to(dtype).tolist()
 
 
 def _within(values: Sequence[float], largest: float) -> bool:

@@ -6,6 +6,8 @@ the field and keeps what its products need, `pullback` gives the product with th
 slot for each stage of a Runge-Kutta step.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -69,6 +71,19 @@ def checked_derivative(derivative: Tensor, y: Tensor) -> Tensor:
     )
 
 
+@contextlib.contextmanager
+def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the tensors' hooks do not act: they are for the gradient of the whole solve, not for its parts."""
+    hooks = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
+    for live, _ in hooks:
+        live.clear()
+    try:
+        yield
+    finally:
+        for live, kept in hooks:
+            live.update(kept)
+
+
 class AutogradField:
     """Any `func(t, y)` as a `Field`: products by autograd, on the graph kept since the evaluation.
 
@@ -120,7 +135,10 @@ class AutogradField:
         wanted = (*self.parameters, time) if self.time_gradient else self.parameters
         if not wanted or not derivative.requires_grad:
             return
-        products = torch.autograd.grad(derivative, wanted, self.cotangents[slot], retain_graph=True, allow_unused=True)
+        with _without_hooks(self.parameters):
+            products = torch.autograd.grad(
+                derivative, wanted, self.cotangents[slot], retain_graph=True, allow_unused=True
+            )
         position = 0
         for target, product in zip(wanted, products, strict=True):
             if product is not None:

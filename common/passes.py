@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .callbacks import Listener
 from .compiled import CompiledForwardSystem, CompiledSeminormSystem, CompiledSolver
 from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
@@ -35,6 +36,12 @@ class Plan:
     compile: bool
     """Whether attempts are compiled; the field is an `AutogradField` and the adjoint the seminorm then."""
     statistics: SolveStatistics
+    guarded: list[Tensor]
+    """Tensors that the field may read, besides its parameters: they must not change before the backward pass."""
+    has_time_gradient: bool
+    """Whether the gradient of the output times is wanted; only an `AutogradField` has one."""
+    forward_listener: Listener | None
+    backward_listener: Listener | None
     is_differentiated: bool = False
     backward_blocks: list[Block] | None = None
     """The norm of the backward solve, if there is one."""
@@ -52,10 +59,15 @@ class DifferentiableSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan: Plan, y0: Tensor, t: Tensor, *parameters: Tensor) -> Tensor:
+        versions = [tensor._version for tensor in plan.guarded]
         solution = _solve_forward(plan, y0)
         ctx.plan = plan
-        # The parameters are saved so that autograd refuses to go on if an optimiser has changed them in between.
-        ctx.save_for_backward(solution, *parameters)
+        # They are saved so that autograd refuses to go on if somebody has changed them in between. What the field
+        # itself changes when it is evaluated, such as a count, may change again.
+        unchanged = [
+            tensor for tensor, version in zip(plan.guarded, versions, strict=True) if tensor._version == version
+        ]
+        ctx.save_for_backward(solution, *parameters, *unchanged)
         return solution
 
     @staticmethod
@@ -66,6 +78,7 @@ class DifferentiableSolve(torch.autograd.Function):
             )
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         vector_field = plan.vector_field
+        plan.statistics.backward.clear()  # A retained graph may have come here before.
         time_gradient = None
         if plan.adjoint is Adjoint.DISCRETE:
             state_gradient, gradient = reverse_steps(
@@ -93,6 +106,7 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
         atol=plan.atol,
         like=y0,
         statistics=plan.statistics.forward,
+        listener=plan.forward_listener,
     )
     solution = y0.new_empty(len(times), *y0.shape)
     solution[0] = y0
@@ -119,7 +133,6 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     shape = solution.shape[1:]
     half, num_parameters = shape.numel(), sum(vector_field.parameter_sizes)
     by_quadrature = plan.adjoint is Adjoint.SEMINORM
-    has_time_gradient = getattr(vector_field, "time_gradient", False)
     # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
     integrals = solution.new_zeros(num_parameters + 1)
     if by_quadrature:
@@ -135,6 +148,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
         like=solution,
         statistics=statistics,
         exact_end=plan.warm_start,
+        listener=plan.backward_listener,
     )
     solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
     state = solution.new_zeros(system.size)
@@ -143,7 +157,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     step = plan.last_step if plan.warm_start else None
     for index in range(len(times) - 1, 0, -1):
         state[:half] = solution[index]
-        if has_time_gradient:
+        if plan.has_time_gradient:
             slope = torch.empty_like(state[:half])
             vector_field.evaluate(times[index], state[:half].view(shape), slope.view(shape))
             statistics.evaluation_times.append(times[index])

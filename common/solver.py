@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from . import callbacks
 from .dopri5 import (
     ERROR_WEIGHTS,
     NODES,
@@ -89,6 +90,7 @@ class Solver:
         exact_end: whether the last step ends at the end asked for. Otherwise it may go beyond, as in torchdiffeq, and
             the end is interpolated.
         max_num_steps: how many attempts are allowed from `begin` on.
+        listener: hears of every attempt and its outcome.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Solver:
         statistics: Statistics,
         exact_end: bool = False,
         max_num_steps: int = DEFAULT_MAX_NUM_STEPS,
+        listener: callbacks.Listener | None = None,
     ):
         self.system = system
         self.blocks = blocks
@@ -112,6 +115,7 @@ class Solver:
         self.statistics = statistics
         self.exact_end = exact_end
         self.max_num_steps = max_num_steps
+        self.listener = listener
 
         size, coupled = system.size, system.num_coupled
         self.start, self.end, self.error, self.scale = like.new_zeros(4, size).unbind()
@@ -173,11 +177,13 @@ class Solver:
             if self._is_on_stop:
                 t1 = self._next_stop
                 dt = abs(t1 - t0)
+            self._tell(callbacks.STEP, dt)
             self.t1 = t1
             self.uncut_dt = self.dt
             error_ratio = self._attempt(t0, t1)
             accepted = error_ratio <= 1
             (self.statistics.accept_times if accepted else self.statistics.reject_times).append(t0)
+            self._tell(callbacks.ACCEPT if accepted else callbacks.REJECT, dt)
             self.dt = next_step_size(dt, error_ratio)
         self._is_start_current = False
 
@@ -203,6 +209,10 @@ class Solver:
         dt = self.t1 - self.t0
         weights = self.slopes.new_tensor([dt * weight for weight in self.weights_at(t)])
         return torch.addmv(self.start, self.slopes.T, weights)
+
+    def _tell(self, name: str, dt: float) -> None:
+        if self.listener is not None:
+            self.listener(name, self.t0, self.start, dt)
 
     def _enter_piece(self) -> None:
         """Find where the next step must stop, and tell the system between which times the coming evaluations lie."""

@@ -17,6 +17,11 @@ class Statistics:
     reject_times: list[float] = field(default_factory=list)
     """Where each rejected step started."""
 
+    def clear(self) -> None:
+        """Forget all, before the same is done once more."""
+        for times in (self.evaluation_times, self.accept_times, self.reject_times):
+            times.clear()
+
     @property
     def nfe(self) -> int:
         """Number of function evaluations."""

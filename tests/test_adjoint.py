@@ -15,6 +15,7 @@ from problems import (
     steps,
 )
 from torch import nn
+from torch.autograd import forward_ad
 
 from common.adjoint import odeint_adjoint, solve
 
@@ -43,10 +44,10 @@ def compare_with_torchdiffeq(func, y0, t, **options):
 
 @pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)
 @pytest.mark.parametrize("times", [INCREASING, DECREASING], ids=["increasing", "decreasing"])
+@pytest.mark.parametrize("needs_time_gradient", [True, False])
 @pytest.mark.parametrize("func", [Network(), Network(autonomous=True)], ids=["of t and y", "of y"])
-def test_steps_and_gradients_equal_torchdiffeqs(adjoint, times, func):
-    # If t needs no gradient torchdiffeq still computes and weighs it, so there only a field of y alone is the same.
-    t = times.clone().requires_grad_(func.amplitude > 0)
+def test_steps_and_gradients_equal_torchdiffeqs(adjoint, times, needs_time_gradient, func):
+    t = times.clone().requires_grad_(needs_time_gradient)
     theirs, ours = compare_with_torchdiffeq(func, random(4, 3), t, rtol=1e-5, atol=1e-7, adjoint=adjoint)
     for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
         assert (our_gradient is None) == (their_gradient is None)
@@ -235,6 +236,141 @@ def test_a_retained_graph_gives_the_same_gradient_twice(adjoint):
             (y * random(*y.shape, seed=100)).sum(), (start, *func.parameters()), retain_graph=True
         )
         assert torch.equal(torch.cat([gradient.reshape(-1) for gradient in gradients]), once.gradient)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_each_backward_of_a_retained_graph_is_counted_alone(adjoint):
+    solution = solve(Network(), random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    counts = []
+    for _ in range(3):
+        solution.y.sum().backward(retain_graph=True)
+        backward_statistics = solution.statistics.backward
+        counts.append((backward_statistics.nfe, backward_statistics.num_accepted, backward_statistics.num_rejected))
+    # At first `discrete` finds the last step as the forward solve left it.
+    assert counts[1] == counts[2]
+    assert adjoint == "discrete" or counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_hooks_act_once_on_the_whole_gradient(adjoint):
+    plain, hooked, factor = Network(), Network(), random(16)
+    hooked.first.bias.register_hook(lambda gradient: gradient * factor)
+    seen = []
+    hooked.second.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.clone()))
+    differentiate(plain, random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    differentiate(hooked, random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    assert distance(hooked.first.bias.grad, plain.first.bias.grad * factor) < 1e-12
+    assert len(seen) == 1
+    assert distance(seen[0], plain.second.weight.grad) < 1e-12
+    assert torch.equal(hooked.first.weight.grad, plain.first.weight.grad)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_hooks_of_adjoint_params_that_are_no_leaves_act_once(adjoint):
+    raw = random(3, 3).requires_grad_()
+    weight = 2 * raw
+    weight.register_hook(lambda gradient: 0.5 * gradient)
+    solution = solve(
+        lambda t, y: torch.tanh(y @ weight), random(4, 3), T, adjoint=adjoint, adjoint_params=(weight,), rtol=1e-5
+    )
+    hooked, expected = raw.detach().clone().requires_grad_(), raw
+    solution.y.sum().backward()
+    reference = solve(
+        lambda t, y: torch.tanh(y @ (2 * hooked)), random(4, 3), T, adjoint=adjoint, adjoint_params=(hooked,), rtol=1e-5
+    )
+    reference.y.sum().backward()
+    assert distance(expected.grad, 0.5 * hooked.grad) < 1e-12
+
+
+class Buffered(Network):
+    """A network that also reads a buffer and a frozen parameter, and counts its evaluations in another buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, dtype=F64))
+        self.register_buffer("count", torch.zeros(()))
+        self.frozen = nn.Parameter(torch.ones(3, dtype=F64), requires_grad=False)
+
+    def forward(self, t, y):
+        self.count += 1
+        return super().forward(t, y) * self.scale * self.frozen
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("name", ["scale", "frozen"])
+def test_buffers_and_frozen_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint, name):
+    func = Buffered()
+    solution = solve(func, random(4, 3), T, rtol=1e-3, atol=1e-3, adjoint=adjoint)
+    getattr(func, name).mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        solution.y.sum().backward()
+
+
+def test_what_the_field_itself_changes_may_change():
+    func = Buffered()
+    first, second = (solve(func, random(4, 3), T, rtol=1e-3, atol=1e-3) for _ in range(2))
+    (first.y + second.y).sum().backward()
+    assert func.count > 0
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_callbacks_hear_of_every_step(adjoint):
+    func, heard = Pair(), {}
+    for name in ("step", "accept_step", "reject_step", "step_adjoint", "accept_step_adjoint", "reject_step_adjoint"):
+        heard[name] = []
+        setattr(func, f"callback_{name}", lambda *step, name=name: heard[name].append(step))
+    options = dict(rtol=1e-5, atol=1e-6, adjoint=adjoint, first_step=3.0)
+    y0 = Pair.start()
+    statistics = differentiate(func, y0, INCREASING, **options).statistics
+    for suffix, counted in (("", statistics.forward), ("_adjoint", statistics.backward)):
+        for name, times in (("accept_step", counted.accept_times), ("reject_step", counted.reject_times)):
+            assert [step[0].item() for step in heard[name + suffix]] == times
+        assert len(heard[f"step{suffix}"]) == counted.num_accepted + counted.num_rejected
+        assert all(dt > 0 for _, _, dt in heard[f"step{suffix}"])
+    assert statistics.forward.num_rejected > 0
+    assert bool(heard["step_adjoint"]) == (adjoint != "discrete")
+    (t0, state, _), *_, (_, later, _) = heard["accept_step"]
+    assert t0 == INCREASING[0]
+    assert all(torch.equal(*pair) for pair in zip(state, y0, strict=True))
+    assert later[0].shape == y0[0].shape
+    assert not torch.equal(later[0], y0[0])
+    for _, (state, adjoint_state), _ in heard["step_adjoint"]:
+        assert [piece.shape for piece in (*state, *adjoint_state)] == [piece.shape for piece in (*y0, *y0)]
+    if adjoint != "discrete":
+        t0, (_, adjoint_state), _ = heard["step_adjoint"][0]
+        assert t0 == INCREASING[-1]
+        assert distance(adjoint_state[0], random(5, 4, 3, seed=100)[-1]) < 1e-12
+    plain = differentiate(Pair(), y0, INCREASING, **options)
+    assert steps(plain.statistics) == steps(statistics)
+
+
+def test_callbacks_need_our_solver():
+    func = Network()
+    func.callback_step = print
+    with pytest.raises(ValueError, match=r"the callbacks of func need solver='dopri5'"):
+        solve(func, random(4, 3), T, solver="torchdiffeq")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: torch.func.grad(lambda y0: f(y0).sum())(random(4, 3)),
+        lambda f: torch.func.vmap(f)(random(2, 4, 3)),
+        lambda f: torch.func.jvp(f, (random(4, 3),), (random(4, 3),)),
+        lambda f: forward_mode(f, random(4, 3)),
+    ],
+    ids=["grad", "vmap", "jvp", "forward mode"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode imports it
+def test_transforms_are_refused_in_a_sentence(transform):
+    func = Network()
+    with pytest.raises(NotImplementedError, match=r"a solve does not take part in .* \.backward\(\)"):
+        transform(lambda y0: solve(func, y0, T).y)
+
+
+def forward_mode(function, y0):
+    with forward_ad.dual_level():
+        return function(forward_ad.make_dual(y0, y0))
 
 
 def test_solves_without_gradients():

@@ -49,6 +49,40 @@ def test_every_piece_is_met_from_its_own_side(adjoint, times, dtype):
     assert (func.heights.grad - expected).abs().max() < (1e-12 if dtype == F64 else 1e-5)
 
 
+class Switch(nn.Module):
+    """dy/dt = w sin(7 k) y + k, where k is how many of the `switches` lie at or before t."""
+
+    def __init__(self, switches):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7))
+        self.switches = switches
+
+    def forward(self, t, y):
+        k = (t >= self.switches).sum()
+        return self.weight * torch.sin(7.0 * k) * y + k
+
+
+@pytest.mark.parametrize("options", [dict(), dict(warm_start=True), dict(adjoint="default")], ids=str)
+@pytest.mark.parametrize("time_dtype", [torch.float32, F64])
+def test_jumps_given_as_floats_are_the_output_times_that_they_round_to(time_dtype, options):
+    switches = torch.tensor([0.1, 0.3, 0.7])
+    t = torch.tensor([0.0, 0.1, 0.7, 1.0]).to(time_dtype)
+    by_floats, by_tensor = (
+        differentiate(Switch(switches), torch.ones(1), t, jump_t=jumps, rtol=1e-5, atol=1e-5, **options)
+        for jumps in ([0.1, 0.3, 0.7], switches)
+    )
+    assert distance(by_floats.gradient, by_tensor.gradient) < 1e-5
+    # The jump at 0.3 is no output time, so it stays what was given.
+    for ours, theirs in zip(steps(by_floats.statistics), steps(by_tensor.statistics), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_jumps_are_snapped_to_no_other_time():
+    func, t = Staircase(), torch.tensor([0.0, 1.0, 1.0 + 1e-12, 3.0], dtype=F64)
+    accepted = differentiate(func, torch.zeros(1), t, jump_t=[1.0], first_step=1.0, rtol=1e-3, atol=1e-3).statistics
+    assert accepted.forward.accept_times[1] == 1.0
+
+
 def test_stock_torchdiffeq_loses_the_jumps_behind_one_that_a_step_ends_on():
     """Why there is a solver of our own: its test is `t0 < jump < t0 + dt`, so a step that ends on a jump forgets it."""
     options = dict(rtol=1e-3, atol=1e-3, jump_t=KNOTS, first_step=1.0)
