@@ -9,9 +9,14 @@ export PIP_ROOT_USER_ACTION = ignore
 
 .PHONY: run test bench report
 
-# DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample.
+# DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample. It goes to the shell as a
+# variable, unexpanded, so that its name may hold any character.
+override export DATA := $(value DATA)
+DATA_ROOT = $(if $(DATA),--data-root "$$DATA")
+
 run: $(INSTALLED)
-	.venv/bin/python tables.py --preset quick $(if $(DATA),--data-root "$(DATA)")
+	.venv/bin/python tables.py --preset quick $(DATA_ROOT)
+	@echo 'For further commands type ". .venv/bin/activate" once, or write .venv/bin/python in place of python.'
 
 test: $(INSTALLED)
 	.venv/bin/ruff check .
@@ -21,7 +26,7 @@ test: $(INSTALLED)
 # How long a gradient step takes, beside torchdiffeq and diffrax; DATA as above.
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
-	.venv/bin/python -m benchmarks.gradient_step $(if $(DATA),--data-root "$(DATA)")
+	.venv/bin/python -m benchmarks.gradient_step $(DATA_ROOT)
 
 # One page of what is in results/, in results/report.html.
 report: $(INSTALLED)

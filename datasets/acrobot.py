@@ -25,6 +25,8 @@ NUM_TRAJECTORIES = 128  # for each of the constant torques
 NUM_POINTS = 32  # in each trajectory
 WINDOW_LENGTH = 8
 TORQUES = ((0, 0), (0, 1), (0, -1), (0, 2), (0, -2), (1, 0), (-1, 0), (2, 0), (-2, 0))
+SHAPE = (len(TORQUES), NUM_TRAJECTORIES, NUM_POINTS, 8)
+"""The shape of all trajectories together."""
 
 TIMES = TIME_STEP * torch.arange(WINDOW_LENGTH)
 """The times in seconds of the points of a window, shape (8,): 0, 0.05, ..., 0.35."""
@@ -50,7 +52,7 @@ class FullyActuatedAcrobot(AcrobotEnv):
 
     def __init__(self, render_mode: str | None = None, torque: TorqueForm = "published"):
         if torque not in get_args(TorqueForm):
-            raise ValueError(f"torque is {torque!r}, but it is one of {', '.join(map(repr, get_args(TorqueForm)))}.")
+            raise ValueError(f"torque is {torque!r}, but must be one of {', '.join(map(repr, get_args(TorqueForm)))}.")
         super().__init__(render_mode)
         self.action_space = Box(-15, 15, (2,), np.float32)
         self.torque = torque
@@ -102,20 +104,25 @@ def load(
 
     The channels are cos q1, cos q2, sin q1, sin q2, dq1, dq2 and the constant torques u0, u1. For each of 9 pairs of
     torques, the first `num_trajectories` of its 128 trajectories are split 70 % / 15 % / 15 % in order, and every
-    window of 8 successive points is a sample: 20,025 / 4,275 / 4,500 windows of all. `generator` orders the training
-    batches; `torque` is that of `FullyActuatedAcrobot`. ValueError if `num_trajectories` is above 128 or leaves a
-    part empty, or if `torque` is unknown.
+    window of 8 successive points is a sample: 20,025 / 4,275 / 4,500 windows of all. Their order is the published one:
+    by pair of torques, then by the first point of the window, then by trajectory. `generator` orders the training
+    batches; `torque` is that of `FullyActuatedAcrobot`. ValueError if `num_trajectories` is not between 7 and 128, as
+    fewer leave a part empty, or if `torque` is unknown.
     """
     environment = FullyActuatedAcrobot(torque=torque)
     num_train, num_val = num_trajectories * 70 // 100, num_trajectories * 15 // 100
     if num_val < 1 or num_trajectories > NUM_TRAJECTORIES:
-        raise ValueError(f"num_trajectories is {num_trajectories}, but it is between 7 and {NUM_TRAJECTORIES}.")
+        raise ValueError(
+            f"num_trajectories is {num_trajectories}, but must be between 7 (fewer leave none for validation) and "
+            f"{NUM_TRAJECTORIES} (there are no more)."
+        )
     path = cache_directory(cache_dir) / f"acrobot-{torque}-torque.npz"
-    trajectories = load_or_build(path, lambda: {"trajectories": _trajectories(environment)})["trajectories"]
+    cached = load_or_build(path, lambda: {"trajectories": _trajectories(environment)}, _fits)
     sizes = (num_train, num_val, num_trajectories - num_train - num_val)
     train, val, test = (
-        part.unfold(2, WINDOW_LENGTH, 1).transpose(3, 4).reshape(-1, WINDOW_LENGTH, part.size(3)).to(device)
-        for part in trajectories[:, :num_trajectories].split(sizes, dim=1)
+        # From (torques, trajectory, start, channel, time) to (torques, start, trajectory, time, channel).
+        part.unfold(2, WINDOW_LENGTH, 1).permute(0, 2, 1, 4, 3).reshape(-1, WINDOW_LENGTH, part.size(3)).to(device)
+        for part in cached["trajectories"][:, :num_trajectories].split(sizes, dim=1)
     )
     return DataSplit(
         train=Batches((train,), batch_size, generator=generator),
@@ -123,6 +130,12 @@ def load(
         test=Batches((test,), batch_size),
         digest=hashlib.sha256(repr(("acrobot", torque, sizes)).encode()).hexdigest(),
     )
+
+
+def _fits(cached: dict[str, Tensor]) -> bool:
+    """Whether these are such trajectories as `_trajectories` makes."""
+    trajectories = cached["trajectories"]
+    return trajectories.dtype == torch.float32 and trajectories.shape == SHAPE
 
 
 def _trajectories(environment: FullyActuatedAcrobot) -> Tensor:
@@ -133,7 +146,7 @@ def _trajectories(environment: FullyActuatedAcrobot) -> Tensor:
     """
     # This is how gym seeded its generator at the time of the paper; every pair of torques starts from the same states.
     seed = np.frombuffer(hashlib.sha512(b"456789").digest(), "<u4", count=2)
-    trajectories = np.empty((len(TORQUES), NUM_TRAJECTORIES, NUM_POINTS, 8), np.float32)
+    trajectories = np.empty(SHAPE, np.float32)
     progress = tqdm(TORQUES, "Simulating the acrobot", unit="pair of torques")
     for torques, trajectories_of_torques in zip(progress, trajectories, strict=True):
         random = np.random.RandomState(seed)

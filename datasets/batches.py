@@ -19,9 +19,9 @@ class Batches:
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, *, generator: torch.Generator | None = None):
         lengths = sorted({len(tensor) for tensor in tensors})
         if len(lengths) != 1 or lengths[0] == 0:
-            raise ValueError(f"Tensors of one length above 0 make batches, but the lengths are {lengths}.")
+            raise ValueError(f"The tensors hold {lengths} samples, but all must hold the same number, at least 1.")
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but a batch holds at least 1 sample.")
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
         self.tensors = tensors
         self.batch_size = batch_size
         self.generator = generator

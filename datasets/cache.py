@@ -30,19 +30,22 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
     return directory
 
 
-def load_or_build(path: Path, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The CPU tensors stored in `path`; where there are none, or they cannot be read, those of `build()`, then stored.
+def load_or_build(
+    path: Path, build: Callable[[], dict[str, Tensor]], fits: Callable[[dict[str, Tensor]], bool]
+) -> dict[str, Tensor]:
+    """The CPU tensors stored in `path`; where there are none that can be used, those of `build()`, then stored.
 
-    Of several processes that ask for the same path one builds and the others wait for it. The folder must exist.
-    OSError if the disk is full; it says so.
+    What is stored can be used if it can be read and `fits` says that it has the names, types and shapes of what
+    `build` makes; any exception of `fits` counts as no. Of several processes that ask for the same path one builds and
+    the others wait for it. The folder must exist. OSError if the disk is full; it says so.
     """
-    tensors = _read(path)
+    tensors = _read(path, fits)
     if tensors is None:
         with _sole_maker(path):
-            tensors = _read(path)  # another process may have built it while this one waited
+            tensors = _read(path, fits)  # another process may have built it while this one waited
             if tensors is None:
                 if path.exists():
-                    logger.warning("The cache file %s cannot be read: it is built anew.", path)
+                    logger.warning("The cache file %s cannot be used: it is built anew.", path)
                 tensors = build()
                 _write(path, tensors)
     return tensors
@@ -57,6 +60,8 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     with _sole_maker(folder):
         if not folder.is_dir():
             partial = folder.with_name(f"{folder.name}.partial")
+            if partial.is_symlink():
+                partial.unlink()
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
@@ -94,20 +99,23 @@ def _sole_maker(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
+def _read(path: Path, fits: Callable[[dict[str, Tensor]], bool]) -> dict[str, Tensor] | None:
     # NumPy's archive rather than torch.save: its checksums are verified, and it holds no pickle.
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+            tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
+        return tensors if fits(tensors) else None
     except Exception:  # a damaged file may fail in any way, and every one has the same remedy
         return None
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    # The lock is held, so that the name can be fixed: what a killed process left there is overwritten.
+    # The lock is held, so that the name can be fixed: what a killed process left there is removed. It is not written
+    # over: in a shared folder it may be a link to another file.
     partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})
         os.replace(partial, path)
     finally:

@@ -38,8 +38,11 @@ def fetch(url: str, path: Path, sha256: str) -> None:
         if is_complete:
             path.unlink()
             raise FileNotFoundError(
-                f"{url} came whole, but its SHA-256 is not {sha256}, so it was deleted: do the same again, {by_hand}"
+                f"{url} was downloaded, but its SHA-256 is not {sha256}, so it was deleted: do the same again, "
+                f"{by_hand}"
             )
+        if path.is_symlink():
+            path.unlink()  # in a shared folder it may lead to another file, which must not be written to
         size = _size(path)
         try:
             _receive(url, path)
@@ -48,9 +51,9 @@ def fetch(url: str, path: Path, sha256: str) -> None:
             if is_lack_of_room(error):
                 raise
             if _size(path) <= size:
+                kept = f" (the {_size(path):,} bytes that came are kept)" if _size(path) else ""
                 raise FileNotFoundError(
-                    f"{url} cannot be downloaded ({error}): do the same again later, which goes on from the "
-                    f"{_size(path):,} bytes that came, {by_hand}"
+                    f"{url} cannot be downloaded ({error}): do the same again later{kept}, {by_hand}"
                 ) from error
 
 

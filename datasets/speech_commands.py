@@ -1,11 +1,13 @@
 """Speech Commands, ten words, as paths of mel-frequency cepstral coefficients: what the Neural CDE is trained on."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
 WANTED = re.compile(rf"({'|'.join(WORDS)})/[^/]+\.wav|(validation|testing)_list\.txt")
 """Which files of the archive are unpacked."""
 MFCC = {"log_mels": True, "n_mfcc": 20, "melkwargs": {"n_fft": 200, "n_mels": 64}}
-CACHE_VERSION = 1  # raise it with every change of what `_coefficients` returns
+CACHE_VERSION = 2  # raise it with every change of what `_coefficients` returns
 CHUNK_SIZE = 256  # clips that are transformed at once
 MAX_BAD_SHARE = 0.01
 MIN_CLIPS_PER_WORD = 7  # of so many, stratification puts one or more into each part
@@ -68,17 +70,19 @@ def load(
     are in every part. Its authors took the files in the order of their file system; here they are sorted, which makes
     other parts by the same rule. "official" follows the data set's own lists, which have no speaker in two parts.
 
-    Clips of another length than 16,000 samples are dropped, as in the paper. Files that are not whole WAV files of one
-    channel, 16 bits and 16 kHz are named in the log and skipped. ValueError if more than 1 % are such, if `data_root`
-    is not such a folder or lacks words or the lists, if the split is unknown or there are too few clips for it;
-    FileNotFoundError if the download fails; OSError if there is no room for it in the cache.
+    Clips of another length than 16,000 samples are dropped, as in the paper. What is called *.wav but is not a whole
+    WAV file of one channel, 16 bits and 16 kHz is named in the log and skipped. ValueError if more than 1 % are such,
+    if `data_root` is not such a folder or lacks words or the lists, if a list is not UTF-8, if the split is unknown or
+    there are too few clips for it; FileNotFoundError if the download fails; OSError if there is no room for it in the
+    cache.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, but the splits are {' and '.join(map(repr, SPLITS))}.")
     cache = cache_directory(cache_dir)
     folder = _find_folder(data_root, cache)
     files = _list_files(folder)
-    cached = load_or_build(cache / f"speech_commands-{_key(files)}.npz", lambda: _coefficients(files))
+    path = cache / f"speech_commands-{_key(files)}.npz"
+    cached = load_or_build(path, lambda: _coefficients(files), lambda cached: _fits(cached, len(files)))
     coefficients = cached["coefficients"]
     kept = [files[index] for index in cached["kept"].tolist()]
     names = [f"{file.parent.name}/{file.name}" for file in kept]
@@ -131,14 +135,17 @@ def _list_files(folder: Path) -> list[Path]:
     files = {word: sorted((folder / word).glob("*.wav")) for word in WORDS}
     lacking = [word for word in WORDS if not files[word]]
     if lacking:
-        raise ValueError(f"{folder} has no clips of {', '.join(lacking)}, but each of the ten words needs some.")
+        raise ValueError(f"{folder} has no clips of {', '.join(map(repr, lacking))}, but needs some of all ten words.")
     return [file for word in WORDS for file in files[word]]
 
 
 def _key(files: list[Path]) -> str:
     """What the coefficients depend on, as a short hash."""
-    stats = [(file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([CACHE_VERSION, CLIP_LENGTH, MFCC, stats]).encode()).hexdigest()[:16]
+    states = []
+    for file in files:
+        stat = file.stat(follow_symlinks=file.exists())  # a link may lead nowhere
+        states.append((file.parent.name, file.name, stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(json.dumps([CACHE_VERSION, CLIP_LENGTH, MFCC, states]).encode()).hexdigest()[:16]
 
 
 def _coefficients(files: list[Path]) -> dict[str, Tensor]:
@@ -153,10 +160,36 @@ def _coefficients(files: list[Path]) -> dict[str, Tensor]:
     waveforms, num_bad = _read_all(files)
     kept = [index for index, waveform in waveforms.items() if len(waveform) == CLIP_LENGTH]
     coefficients = torch.empty(len(kept), PATH_LENGTH, MFCC["n_mfcc"])
-    for start in tqdm(range(0, len(kept), CHUNK_SIZE), desc="MFCC", unit=f" x {CHUNK_SIZE} clips"):
-        chunk = np.stack([waveforms[index] for index in kept[start : start + CHUNK_SIZE]])
-        coefficients[start : start + len(chunk)] = transform(torch.from_numpy(chunk) / 2**15).transpose(1, 2)
-    return {"coefficients": coefficients, "kept": torch.tensor(kept), "num_bad": torch.tensor(num_bad)}
+    with _one_thread():
+        for start in tqdm(range(0, len(kept), CHUNK_SIZE), desc="MFCC", unit=f" x {CHUNK_SIZE} clips"):
+            chunk = np.stack([waveforms[index] for index in kept[start : start + CHUNK_SIZE]])
+            coefficients[start : start + len(chunk)] = transform(torch.from_numpy(chunk) / 2**15).transpose(1, 2)
+    return {
+        "coefficients": coefficients,
+        "kept": torch.tensor(kept, dtype=torch.int64),
+        "num_bad": torch.tensor(num_bad),
+    }
+
+
+def _fits(cached: dict[str, Tensor], num_files: int) -> bool:
+    """Whether these are such tensors as `_coefficients` makes of so many files."""
+    kept = cached["kept"].tolist()
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in cached.items()} == {
+        "coefficients": (torch.float32, (len(kept), PATH_LENGTH, MFCC["n_mfcc"])),
+        "kept": (torch.int64, (len(kept),)),
+        "num_bad": (torch.int64, ()),
+    } and kept == sorted(set(kept).intersection(range(num_files)))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Lets torch compute on one thread: on several it divides sums, and how depends on their number."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _read_all(files: list[Path]) -> tuple[dict[int, np.ndarray], int]:
@@ -182,7 +215,9 @@ def _read_all(files: list[Path]) -> tuple[dict[int, np.ndarray], int]:
 
 
 def _read(file: Path) -> np.ndarray:
-    """The samples of a clip, int16. ValueError if it is not what `GOOD_FILE` says."""
+    """The samples of a clip, int16, but at most one more than a clip has. ValueError if it is not a `GOOD_FILE`."""
+    if not file.is_file():  # to open a pipe would wait for someone to write
+        raise ValueError("not a plain file")
     with file.open("rb") as stream:
         header = stream.read(8)
     # soundfile reads what there is of a file cut short, so the length that the header promises is compared here.
@@ -193,7 +228,7 @@ def _read(file: Path) -> np.ndarray:
             found = (sound.format, sound.subtype, sound.channels, sound.samplerate)
             if found != ("WAV", "PCM_16", 1, SAMPLE_RATE):
                 raise ValueError("{}, {}, {} channels, {} Hz".format(*found))
-            return sound.read(dtype="int16")
+            return sound.read(CLIP_LENGTH + 1, dtype="int16")
     except soundfile.LibsndfileError as error:
         raise ValueError(error.error_string) from error
 
@@ -228,13 +263,19 @@ def _official_parts(names: list[str], folder: Path) -> dict[str, Tensor]:
     for part, file in (("val", folder / "validation_list.txt"), ("test", folder / "testing_list.txt")):
         if not file.is_file():
             raise ValueError(f'{file} is missing, but the split "official" needs it; the split "published" does not.')
-        listed |= dict.fromkeys(file.read_text().split(), part)
+        try:
+            listed |= dict.fromkeys(file.read_text("utf-8").split(), part)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f'{file} is not text in UTF-8: restore it, or choose the split "published", which does not need it.'
+            ) from error
     parts = {"train": [], "val": [], "test": []}
     for index, name in enumerate(names):
         parts[listed.get(name, "train")].append(index)
     for part, indices in parts.items():
         if not indices:
             raise ValueError(
-                f'The split "official" leaves the part {part} of the {len(names)} clips in {folder} empty.'
+                f'The split "official" puts none of the {len(names)} clips in {folder} into the part {part}: '
+                'add clips, or choose the split "published".'
             )
     return {part: torch.tensor(indices) for part, indices in parts.items()}

@@ -1,5 +1,6 @@
 """The cache builds once, also across processes, and recovers from whatever has happened to its file."""
 
+import io
 import multiprocessing
 import os
 import pickle
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.cache import cache_directory, load_or_build
+from datasets import cache
+from datasets.cache import cache_directory, make_folder
 
 TENSORS = {"path": torch.arange(600.0).reshape(20, 30), "label": torch.arange(20)}
 
@@ -27,8 +29,23 @@ class Payload:
         return Path.touch, (self.path,)
 
 
+def archive(**arrays):
+    """The bytes of a cache file with these arrays."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
 def build():
     return TENSORS
+
+
+def fits(tensors):
+    return tensors["path"].shape == TENSORS["path"].shape
+
+
+def load_or_build(path, build):
+    return cache.load_or_build(path, build, fits)
 
 
 def refuse():
@@ -49,7 +66,9 @@ def test_builds_once_and_then_reads(tmp_path, caplog):
 
 
 def build_slowly(path, built):
-    tensors = load_or_build(path, lambda: (time.sleep(0.3), {"pid": torch.tensor(os.getpid())})[1])
+    tensors = cache.load_or_build(
+        path, lambda: (time.sleep(0.3), {"pid": torch.tensor(os.getpid())})[1], lambda tensors: "pid" in tensors
+    )
     built.put(tensors["pid"].item())
 
 
@@ -91,6 +110,9 @@ def test_a_kill_while_it_writes_leaves_nothing_that_counts(tmp_path):
         pytest.param(lambda content: content.replace(b"\x80?", b"\x80@", 1), id="one value changed"),
         pytest.param(lambda content: b"no archive at all", id="text"),
         pytest.param(lambda content: pickle.dumps({"path": 1}), id="pickle"),
+        pytest.param(lambda content: archive(), id="no names"),
+        pytest.param(lambda content: archive(path=np.zeros((30, 20))), id="another shape"),
+        pytest.param(lambda content: archive(path=np.zeros((20, 30), "S1")), id="text in place of numbers"),
     ],
 )
 def test_damaged_file_is_built_anew(tmp_path, caplog, damage):
@@ -101,7 +123,7 @@ def test_damaged_file_is_built_anew(tmp_path, caplog, damage):
     assert path.read_bytes() != intact
     assert_equal(load_or_build(path, build))
     assert [record.getMessage() for record in caplog.records] == [
-        f"The cache file {path} cannot be read: it is built anew."
+        f"The cache file {path} cannot be used: it is built anew."
     ]
     assert path.read_bytes() == intact
 
@@ -123,6 +145,23 @@ def test_failed_write_leaves_neither_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         load_or_build(path, build)
     assert [entry.name for entry in tmp_path.iterdir() if entry.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("leads_to", ["target", "nowhere"])
+def test_a_link_in_place_of_a_partial_file_or_folder_is_not_followed(tmp_path, leads_to):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("untouched")
+    link = tmp_path / leads_to / "file" if leads_to == "target" else tmp_path / leads_to
+    (tmp_path / "cached.partial").symlink_to(link)
+    (tmp_path / "folder.partial").symlink_to(tmp_path / leads_to)
+    assert_equal(load_or_build(tmp_path / "cached", build))
+    make_folder(tmp_path / "folder", lambda partial: (partial / "made").touch())
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"} == {"target", "cached", "folder"}
+    assert not (tmp_path / "cached").is_symlink()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["made"]
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert (target / "file").read_text() == "untouched"
 
 
 def test_directory_is_the_argument_or_the_variable_or_in_the_home(tmp_path, monkeypatch):

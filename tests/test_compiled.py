@@ -1,5 +1,7 @@
 """Compiled attempts do what eager ones do."""
 
+import os
+
 import pytest
 import torch
 from problems import F64, Network, Pair, differentiate, distance, random, steps
@@ -11,6 +13,11 @@ from common.adjoint import solve
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 KINKS = (0.5, 1.7, 2.0)
 TIGHT = dict(rtol=1e-6, atol=1e-8)
+
+
+compiles = pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler takes no notice of ATEN_CPU_CAPABILITY"
+)
 
 
 @pytest.fixture
@@ -72,6 +79,7 @@ def test_a_field_without_parameters():
     compare(Rotation(), random(2), T, **TIGHT)
 
 
+@compiles
 def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
     compare(Kinked(), random(4, 3), T, jump_t=KINKS, **TIGHT)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -82,6 +90,7 @@ def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
             compare(func, random(4, 3, seed=seed), T * 0.9, jump_t=KINKS, rtol=1e-5, atol=1e-6, warm_start=True)
 
 
+@compiles
 def test_what_cannot_be_compiled_is_said():
     class Undecided(nn.Module):
         def forward(self, t, y):
@@ -93,6 +102,7 @@ def test_what_cannot_be_compiled_is_said():
         differentiate(Undecided(), random(1), T, rtol=1e-3, atol=1e-3, compile=True)
 
 
+@compiles
 def test_what_changes_from_solve_to_solve_is_refused():
     class Moody(Network):
         def forward(self, t, y):

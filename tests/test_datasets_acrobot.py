@@ -155,12 +155,50 @@ def test_velocities_are_below_the_bounds_at_which_the_published_code_draws_anew(
     assert (velocities.abs() < torch.tensor([4 * math.pi, 9 * math.pi]) - 0.001).all()
 
 
-def test_windows_are_slices_of_trajectories_of_one_torque(cache):
-    windows = windows_of_parts(load(cache))[0].unflatten(0, (9, 89, 25))
-    assert torch.equal(windows[:, :, 1:, :-1], windows[:, :, :-1, 1:])
-    torques = torch.tensor(acrobot.TORQUES)[:, None, None, None]
-    assert (windows[..., 6:] == torques).all()
-    assert not torch.equal(windows[:, 1:, 0], windows[:, :-1, -1])
+def test_windows_go_by_torques_then_by_first_point_then_by_trajectory(cache, monkeypatch):
+    def numbered(environment):
+        """Trajectories whose channels say where each point comes from: which torques, trajectory and point."""
+        places = torch.cartesian_prod(torch.arange(9.0), torch.arange(128.0), torch.arange(32.0)).view(9, 128, 32, 3)
+        return torch.nn.functional.pad(places, (0, 5))
+
+    monkeypatch.setattr(acrobot, "_trajectories", numbered)
+    first = 0
+    for part, num_trajectories in zip(windows_of_parts(load(cache / "numbered")), (89, 19, 20), strict=True):
+        expected = [
+            [[torques, trajectory, start + place] for place in range(8)]
+            for torques in range(9)
+            for start in range(32 - 8 + 1)
+            for trajectory in range(first, first + num_trajectories)
+        ]
+        assert part[..., :3].tolist() == expected
+        first += num_trajectories
+
+
+def test_windows_of_a_pair_of_torques_have_those_torques(cache):
+    windows = windows_of_parts(load(cache))[0].unflatten(0, (9, -1))
+    assert (windows[..., 6:] == torch.tensor(acrobot.TORQUES)[:, None, None]).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"trajectory": np.zeros((9, 128, 32, 8), np.float32)},
+        {"trajectories": np.zeros((9, 128, 32, 8))},
+        {"trajectories": np.zeros((9, 128, 31, 8), np.float32)},
+        {"trajectories": np.zeros((), np.float32)},
+    ],
+    ids=["nothing", "another name", "float64", "shorter", "a number"],
+)
+def test_a_cache_with_other_content_is_built_anew(tmp_path, monkeypatch, caplog, other):
+    monkeypatch.setattr(acrobot, "_trajectories", lambda environment: torch.ones(acrobot.SHAPE))
+    load(tmp_path)
+    (path,) = tmp_path.glob("*.npz")
+    intact = path.read_bytes()
+    np.savez(path, **other)
+    assert (load(tmp_path).test.tensors[0] == 1).all()
+    assert path.read_bytes() == intact
+    assert "cannot be used: it is built anew" in caplog.text
 
 
 def test_every_point_is_one_step_after_the_one_before(cache):
@@ -180,11 +218,11 @@ def test_times_are_those_of_a_window():
 
 def test_fewer_trajectories_are_the_first_ones_split_alike(cache):
     few, every = (
-        [part.unflatten(0, (9, -1, 25)) for part in windows_of_parts(load(cache, num_trajectories=num_trajectories))]
+        [part.unflatten(0, (9, 25, -1)) for part in windows_of_parts(load(cache, num_trajectories=num_trajectories))]
         for num_trajectories in (10, 128)
     )
-    assert [part.size(1) for part in few] == [7, 1, 2]
-    assert torch.equal(torch.cat(few, dim=1), torch.cat(every, dim=1)[:, :10])
+    assert [part.size(2) for part in few] == [7, 1, 2]
+    assert torch.equal(torch.cat(few, dim=2), torch.cat(every, dim=2)[:, :, :10])
 
 
 def test_forms_of_the_torque_share_nothing_in_the_cache(cache):
@@ -207,5 +245,5 @@ def test_digest_names_the_split(cache):
 
 @pytest.mark.parametrize("num_trajectories", [-1, 0, 6, 129])
 def test_other_numbers_of_trajectories_are_refused(cache, num_trajectories):
-    with pytest.raises(ValueError, match=f"num_trajectories is {num_trajectories}, but it is between 7 and 128"):
+    with pytest.raises(ValueError, match=rf"num_trajectories is {num_trajectories}, but must be between 7 .* and 128"):
         load(cache, num_trajectories=num_trajectories)

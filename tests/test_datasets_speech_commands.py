@@ -167,6 +167,14 @@ def test_official_split_follows_the_lists(root, tmp_path):
     assert data.digest != load_from(root, tmp_path / "cache").digest
 
 
+@pytest.mark.parametrize("name", ["validation_list.txt", "testing_list.txt"])
+def test_official_split_with_a_list_that_is_not_text(root, tmp_path, name):
+    for file in ("validation_list.txt", "testing_list.txt"):
+        (root / FOLDER / file).write_bytes(b"yes/\xff.wav\n" if file == name else b"")
+    with pytest.raises(ValueError, match=f'{name} is not text in UTF-8: restore it, or choose the split "published"'):
+        load_from(root, tmp_path / "cache", split="official")
+
+
 @pytest.mark.parametrize("missing", ["validation_list.txt", "testing_list.txt"])
 def test_official_split_without_a_list(root, tmp_path, missing):
     for file in {"validation_list.txt", "testing_list.txt"} - {missing}:
@@ -178,7 +186,7 @@ def test_official_split_without_a_list(root, tmp_path, missing):
 def test_official_split_with_an_empty_part(root, tmp_path):
     (root / FOLDER / "validation_list.txt").write_text("yes/00000000_nohash_0.wav\n")
     (root / FOLDER / "testing_list.txt").write_text("")
-    with pytest.raises(ValueError, match=r"leaves the part val of the 100 clips in .* empty"):
+    with pytest.raises(ValueError, match=r"puts none of the 100 clips in .* into the part val"):
         load_from(root, tmp_path / "cache", split="official")
 
 
@@ -209,7 +217,7 @@ def test_lacking_words(root, tmp_path):
     shutil.rmtree(root / FOLDER / "no")
     for file in clips(root, "stop"):
         file.unlink()
-    with pytest.raises(ValueError, match="has no clips of no, stop"):
+    with pytest.raises(ValueError, match="has no clips of 'no', 'stop'"):
         load_from(root, tmp_path / "cache")
 
 
@@ -224,6 +232,9 @@ BAD = {
     "FLOAT": overwrite(16_000, subtype="FLOAT"),
     "FLAC": overwrite(16_000, format="FLAC"),
     "Format not recognised": lambda file: file.write_text("not a sound"),
+    "not a plain file: pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "not a plain file: folder": lambda file: (file.unlink(), file.mkdir()),
+    "not a plain file: link that leads nowhere": lambda file: (file.unlink(), file.symlink_to("nowhere")),
 }
 
 
@@ -235,7 +246,7 @@ def test_one_bad_file_in_a_hundred_is_named_and_skipped(root, tmp_path, caplog, 
     labels = torch.cat([whole(part)[1] for part in (data.train, data.val, data.test)])
     assert labels.bincount().tolist() == [9] + [10] * 9
     (named,) = [record for record in caplog.records if str(file) in record.message]
-    assert reason in named.message
+    assert reason.partition(":")[0] in named.message
     assert named.levelno == logging.WARNING
     caplog.clear()
     load_from(root, tmp_path / "cache")  # from the cache, where the count is kept
@@ -260,6 +271,18 @@ def test_clips_of_another_length_are_dropped_and_counted(root, tmp_path, caplog)
     assert "Found 97 of the 34,975 clips of the full data set (3 dropped for another length" in caplog.text
 
 
+def test_of_a_huge_recording_only_the_start_is_read(root, tmp_path):
+    """A file of 3 GB whose header is right, of which the disk holds only the header."""
+    file = clips(root, "right")[0]
+    header, size = file.read_bytes()[:44], 3 * 2**30
+    header = header[:4] + (size - 8).to_bytes(4, "little") + header[8:40] + (size - 44).to_bytes(4, "little")
+    file.write_bytes(header)
+    os.truncate(file, size)
+    assert len(speech_commands._read(file)) == 16_001
+    data = load_from(root, tmp_path / "cache")
+    assert data.train.dataset_size + data.val.dataset_size + data.test.dataset_size == 99
+
+
 def test_cache_serves_both_splits_until_a_file_changes(root, tmp_path, monkeypatch):
     for part, place in (("validation", 1), ("testing", 2)):
         file = clips(root, "yes")[place]
@@ -272,6 +295,84 @@ def test_cache_serves_both_splits_until_a_file_changes(root, tmp_path, monkeypat
     BAD["2 channels"](clips(root, "yes")[0])
     load_from(root, tmp_path / "cache")
     assert len(reads) == 100
+
+
+def set_time(file):
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(set_time, id="time"),
+        pytest.param(lambda file: os.truncate(file, 100), id="size"),
+        pytest.param(lambda file: file.rename(file.with_name("other.wav")), id="name"),
+        pytest.param(lambda file: file.rename(file.parent.with_name("yes") / file.name), id="word"),
+        pytest.param(Path.unlink, id="number"),
+    ],
+)
+def test_any_change_of_a_file_makes_another_cache_key(root, change):
+    def key():
+        return speech_commands._key(speech_commands._list_files(root / FOLDER))
+
+    before, stat = key(), clips(root, "go")[0].stat()
+    assert key() == before
+    file = clips(root, "go")[0]
+    change(file)
+    if change is not set_time and file.exists():
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert key() != before
+
+
+@pytest.mark.parametrize("name", ["CACHE_VERSION", "CLIP_LENGTH", "MFCC"])
+def test_another_way_to_make_the_coefficients_makes_another_cache_key(sample, monkeypatch, name):
+    files = speech_commands._list_files(sample / FOLDER)
+    before = speech_commands._key(files)
+    monkeypatch.setattr(speech_commands, name, "another")
+    assert speech_commands._key(files) != before
+
+
+OTHER_CONTENT = {
+    "nothing": lambda tensors: tensors.clear(),
+    "one missing": lambda tensors: tensors.pop("kept"),
+    "one more": lambda tensors: tensors.update(more=np.zeros(3)),
+    "float64": lambda tensors: tensors.update(coefficients=tensors["coefficients"].astype(float)),
+    "fewer times": lambda tensors: tensors.update(coefficients=tensors["coefficients"][:, 1:]),
+    "fewer coefficients": lambda tensors: tensors.update(coefficients=tensors["coefficients"][:, :, 1:]),
+    "fewer clips": lambda tensors: tensors.update(coefficients=tensors["coefficients"][1:]),
+    "floating indices": lambda tensors: tensors.update(kept=tensors["kept"].astype(float)),
+    "indices beyond the files": lambda tensors: tensors.update(kept=tensors["kept"] + 1),
+    "indices below 0": lambda tensors: tensors.update(kept=tensors["kept"] - 1),
+    "one index twice": lambda tensors: tensors.update(kept=np.sort(tensors["kept"] // 2 * 2)),
+    "another order": lambda tensors: tensors.update(kept=tensors["kept"][::-1].copy()),
+    "several counts": lambda tensors: tensors.update(num_bad=np.zeros(2, np.int64)),
+    "half a count": lambda tensors: tensors.update(num_bad=np.array(0.5)),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_CONTENT)
+def test_a_cache_with_other_content_is_built_anew(sample, tmp_path, caplog, other):
+    digest = load_from(sample, tmp_path).digest
+    (path,) = tmp_path.glob("*.npz")
+    intact = path.read_bytes()
+    with np.load(path) as archive:
+        tensors = dict(archive)
+    OTHER_CONTENT[other](tensors)
+    np.savez(path, **tensors)
+    assert load_from(sample, tmp_path).digest == digest
+    assert path.read_bytes() == intact
+    assert caplog.text.count("cannot be used: it is built anew") == 1
+
+
+def test_a_cache_without_any_clip_of_the_right_length_is_kept(root, tmp_path, caplog):
+    for word in WORDS:
+        for file in clips(root, word):
+            soundfile.write(file, np.zeros(100), 16_000, subtype="PCM_16")
+    for _ in range(2):
+        with pytest.raises(ValueError, match='of "yes" there are 0'):
+            load_from(root, tmp_path / "cache")
+    assert "built anew" not in caplog.text
 
 
 def test_cache_cut_short_is_rebuilt(sample, tmp_path):

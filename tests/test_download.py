@@ -117,7 +117,8 @@ def test_a_connection_that_brings_nothing_more_is_explained_and_the_next_call_go
     path = tmp_path / "file"
     server.faults = [{"cut": 700_000}, {"cut": 0}]
     with pytest.raises(
-        FileNotFoundError, match=r"connection was cut.: do the same again later.* 700,000 bytes.*put it at"
+        FileNotFoundError,
+        match=r"connection was cut.: do the same again later \(the 700,000 bytes that came are kept\), .*put it at",
     ):
         download.fetch(server.url, path, SHA256)
     assert path.read_bytes() == CONTENT[:700_000]
@@ -156,6 +157,34 @@ def test_an_absent_server_or_file_is_explained(server, data_set, tmp_path, monke
     with pytest.raises(FileNotFoundError, match=r"Connection refused.*put it at .*\.tar\.gz; or give as data_root"):
         speech_commands._find_folder(None, tmp_path)
     assert names_below(tmp_path) <= {"speech_commands.lock"}
+
+
+def test_nothing_is_said_of_bytes_where_none_came(server, tmp_path):
+    server.faults = [{"status": 404}]
+    with pytest.raises(FileNotFoundError) as caught:
+        download.fetch(server.url, tmp_path / "file", SHA256)
+    assert "0 bytes" not in str(caught.value)
+
+
+@pytest.mark.parametrize("there", [None, b"", CONTENT[:1000]], ids=["leads nowhere", "empty", "start of the file"])
+def test_a_link_is_replaced_by_a_file_of_its_own(server, tmp_path, there):
+    target, path = tmp_path / "target", tmp_path / "file"
+    if there is not None:
+        target.write_bytes(there)
+    path.symlink_to(target)
+    download.fetch(server.url, path, SHA256)
+    assert path.read_bytes() == CONTENT
+    assert not path.is_symlink()
+    assert there == (target.read_bytes() if target.exists() else None)
+
+
+def test_a_link_to_the_whole_file_is_read(server, tmp_path):
+    target, path = tmp_path / "target", tmp_path / "file"
+    target.write_bytes(CONTENT)
+    path.symlink_to(target)
+    download.fetch(server.url, path, SHA256)
+    assert path.is_symlink()
+    assert server.asked == []
 
 
 def test_a_silent_server_is_given_up(server, tmp_path, monkeypatch):
@@ -254,7 +283,7 @@ def test_a_disk_that_is_full_when_unpacking_or_transforming_keeps_nothing_half(s
     with pytest.raises(OSError, match=r"There is no room for .*speech_commands "):
         speech_commands._find_folder(None, small_disk)
     with pytest.raises(OSError, match=r"There is no room for .*big\.npz"):
-        speech_commands.load_or_build(small_disk / "big.npz", lambda: {"big": torch.ones(2**20)})
+        speech_commands.load_or_build(small_disk / "big.npz", lambda: {"big": torch.ones(2**20)}, bool)
     assert {path.suffix for path in small_disk.iterdir()} == {".lock", ".gz"}
 
 

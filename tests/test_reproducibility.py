@@ -33,11 +33,19 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_the_threads_that_read_the_data_change_no_bit(tmp_path, threads):
-    synthetic.write(tmp_path, clips_per_word=4)
-    files = sorted(tmp_path.rglob("*.wav"))
-    coefficients = []
-    for num_threads in (1, 2, 3):
+def test_the_number_of_threads_changes_no_bit_of_the_data(tmp_path, threads):
+    synthetic.write(tmp_path, clips_per_word=10)
+    paths = []
+    for num_threads in (1, 2, 3, 7):
         threads(num_threads)
-        coefficients.append(speech_commands._coefficients(files)["coefficients"])
-    assert all(torch.equal(other, coefficients[0]) for other in coefficients[1:])
+        data = speech_commands.load(
+            data_root=tmp_path,
+            split="published",
+            batch_size=16,
+            device="cpu",
+            generator=torch.Generator(),
+            cache_dir=tmp_path / f"cache-{num_threads}",
+        )
+        assert torch.get_num_threads() == num_threads
+        paths.append(torch.cat([part.tensors[0] for part in (data.train, data.val, data.test)]))
+    assert all(torch.equal(other, paths[0]) for other in paths[1:])
