@@ -1,5 +1,10 @@
 """A Symplectic ODE-Net that learns the acrobot: `results = main(device, norm)`, or `python acrobot.py --help`."""
 
+if __name__ == "__main__":
+    from common import command_line
+
+    command_line.guard_imports()
+
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field

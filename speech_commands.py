@@ -1,5 +1,10 @@
 """A Neural CDE that classifies spoken words: `results = main(device, norm)`, or `python speech_commands.py --help`."""
 
+if __name__ == "__main__":
+    from common import command_line
+
+    command_line.guard_imports()
+
 import inspect
 import os
 from collections.abc import Callable

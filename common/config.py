@@ -3,8 +3,8 @@
 import functools
 import os
 import typing
-from collections.abc import Callable
-from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -93,6 +93,23 @@ class TrainingConfig:
             if setting.kw_only and setting.metadata.get("condition", True) and value != setting.default:
                 parts.append(f"{setting.name}-{value}")
         return "-".join(parts)
+
+
+def check_stored(stored: Mapping[str, Any]) -> None:
+    """Checks the settings that every experiment has, as a results file has them, on whatever device they were used.
+
+    Raises:
+        ValueError: if one is not allowed, or if one is missing without which no run is known. Others are at their
+            defaults, as those that came later are in older files.
+    """
+    for setting in fields(TrainingConfig):
+        if setting.name in stored:
+            _checked(setting, stored[setting.name])
+        elif setting.default is MISSING or setting.name == "seed":
+            raise ValueError(f"config lacks {setting.name}")
+    arguments.choice("norm", stored["norm"], [norm.value for norm in Adjoint])
+    if not isinstance(stored["device"], str):
+        arguments.refuse("device", stored["device"], "the name of a device")
 
 
 def _checked(setting: Field, value: Any) -> Any:
