@@ -5,7 +5,6 @@ if __name__ == "__main__":
 
     command_line.guard_imports()
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +15,7 @@ from torch.nn import functional
 
 from common import command_line, randomness
 from common.adjoint import Solution
-from common.config import TrainingConfig
+from common.config import TrainingConfig, document
 from common.results import Results
 from common.statistics import SolveStatistics
 from common.training import train
@@ -121,11 +120,11 @@ def run(config: Config) -> Results:
 
 
 def main(*args, **kwargs) -> Results:
-    """One run; the arguments are the fields of `Config`."""
+    """One run."""
     return run(Config(*args, **kwargs))
 
 
-main.__signature__ = inspect.signature(Config, eval_str=True).replace(return_annotation=Results)
+document(main, Config)
 
 
 def full(device: int | str | torch.device, norm: bool | str, **settings) -> list[Results]:

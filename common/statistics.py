@@ -17,6 +17,10 @@ class Statistics:
     reject_times: list[float] = field(default_factory=list)
     """Where each rejected step started."""
 
+    def __repr__(self) -> str:
+        numbers = f"nfe={self.nfe}, num_accepted={self.num_accepted}, num_rejected={self.num_rejected}"
+        return f"Statistics({numbers})"
+
     @property
     def nfe(self) -> int:
         """Number of function evaluations."""
