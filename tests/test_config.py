@@ -115,7 +115,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("program", ["acrobot.py", "speech_commands.py"])
+@pytest.mark.parametrize("program", ["acrobot.py", "speech_commands.py", "tables.py"])
 def test_ctrl_c_during_the_imports_is_one_sentence(program):
     path = Path(acrobot.__file__).with_name(program)
     process = subprocess.run([sys.executable, "-c", PROGRAM, path], capture_output=True, text=True, cwd=path.parent)
