@@ -1,6 +1,10 @@
 """A Neural CDE that classifies spoken words: `results = main(device, norm)`, or `python speech_commands.py --help`."""
 
-import inspect
+if __name__ == "__main__":
+    from common import command_line
+
+    command_line.guard_imports()
+
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +17,7 @@ from torch.nn import functional
 
 from common import command_line, randomness
 from common.adjoint import Solution
-from common.config import TrainingConfig
+from common.config import TrainingConfig, document
 from common.norms import Adjoint
 from common.results import Results
 from common.statistics import SolveStatistics
@@ -168,11 +172,11 @@ def run(config: Config) -> Results:
 
 
 def main(*args, **kwargs) -> Results:
-    """One run; the arguments are the fields of `Config`."""
+    """One run."""
     return run(Config(*args, **kwargs))
 
 
-main.__signature__ = inspect.signature(Config, eval_str=True).replace(return_annotation=Results)
+document(main, Config)
 
 
 def full(device: int | str | torch.device, norm: bool | str, **settings) -> list[Results]:

@@ -1,5 +1,10 @@
 """Reruns the paper: does the runs of a preset that are missing and prints their tables, `python tables.py --help`."""
 
+if __name__ == "__main__":
+    from common import command_line
+
+    command_line.guard_imports()
+
 import math
 import sys
 from collections.abc import Sequence

@@ -1,11 +1,13 @@
 """What lets a run stop anywhere and go on, for the trainer: the run's state, its file, and signals that wait."""
 
+import contextlib
 import hashlib
 import io
 import math
-import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,17 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from . import files
+from .arguments import shown
 from .errors import Interrupted, RunBusy, TrainingFailed
 from .measuring import Pass
+from .progress import say
 from .records import read_as
 from .results import Epoch, HistoryEntry, Results
 
 SCHEMA = 1
 RESUME = "do the same with resume=True (on the command line: --resume)"
 """How to go on, as errors say it."""
+START_ANEW = "delete it to start from the beginning"
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -39,7 +44,6 @@ class Checkpoint:
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
         self.identity = identity
-        self._partial = path.with_name(f"{path.name}.partial")
         self._lock = FileLock(f"{path}.lock")
 
     def __enter__(self) -> "Checkpoint":
@@ -65,45 +69,58 @@ class Checkpoint:
         torch.save({"schema": SCHEMA, "identity": self.identity, "state": state}, buffer)
         content = buffer.getbuffer()
         try:
-            files.write(self._partial, hashlib.sha256(content).digest(), content)
-            os.replace(self._partial, self.path)
+            files.replace(self.path, hashlib.sha256(content).digest(), content)
         except OSError as error:
             raise TrainingFailed(
                 f"the checkpoint {self.path} cannot be written ({error.strerror}), and what it held before is kept: "
                 f"make room, then {RESUME}"
             ) from error
 
-    def read(self) -> dict[str, Any] | None:
-        """The state, its tensors on the CPU; None if there is no file.
+    def restore(self, state: "State") -> bool:
+        """Puts what the file holds into `state`; False if there is no file.
 
         Raises:
             ValueError: if the file is damaged, or of a run with another identity; it says what differs.
         """
         if not self.path.exists():
-            return None
+            return False
         content = self.path.read_bytes()
         digest, content = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
         if hashlib.sha256(content).digest() != digest:
-            raise ValueError(f"the checkpoint {self.path} is damaged: delete it to start from the beginning")
-        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if stored["schema"] != SCHEMA:
-            raise ValueError(f"the checkpoint {self.path} is of another version: delete it to start from the beginning")
-        then, now = stored["identity"], self.identity
+            raise ValueError(f"the checkpoint {self.path} is damaged: {START_ANEW}")
+        with self._foreign_content_named():
+            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            schema, then = stored["schema"], dict(stored["identity"])
+        if schema != SCHEMA:
+            raise ValueError(f"the checkpoint {self.path} is of another version: {START_ANEW}")
+        now = self.identity
         differences = [
-            f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
-            for name in sorted(then.keys() | now.keys())
+            f"{name} was {shown(then.get(name))} and is {shown(now.get(name))}"
+            for name in sorted(then.keys() | now.keys(), key=str)
             if then.get(name) != now.get(name)
         ]
         if differences:
             raise ValueError(
                 f"the unfinished run in {self.path} is another one, so it cannot be resumed: {'; '.join(differences)}"
             )
-        return stored["state"]
+        with self._foreign_content_named():
+            state.load_state_dict(stored["state"])
+        return True
+
+    @contextlib.contextmanager
+    def _foreign_content_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds: the file is whole, but another program wrote it
+            raise ValueError(
+                f"the checkpoint {self.path} holds something else than a run of this version "
+                f"({type(error).__name__}: {shown(str(error))}): {START_ANEW}"
+            ) from error
 
     def delete(self) -> None:
         """Removes the file, and what a kill in mid-write may have left."""
-        self.path.unlink(missing_ok=True)
-        self._partial.unlink(missing_ok=True)
+        for path in (self.path, files.partial(self.path)):
+            path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -140,9 +157,11 @@ class State:
         }
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        for name, value in stored["plain"].items():
-            setattr(self, name, value)
-        self.training = Pass(**stored["training"])
+        for name in self.PLAIN:
+            setattr(self, name, stored["plain"][name])
+        if type(self.epoch) is not int or self.epoch < 1:
+            raise ValueError(f"its epoch is {self.epoch}")
+        self.training = read_as(Pass, stored["training"])
         self.results.epochs = read_as(list[Epoch], stored["epochs"])
         self.results.history = read_as(list[HistoryEntry], stored["history"])
         self.results.start_time = stored["start_time"]
@@ -178,6 +197,8 @@ class DelayedSignals:
     def _receive(self, number, frame) -> None:
         self.received = number
         self.__exit__()
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        say(f"\n{name}: stops as soon as the batch is finished; a second one stops at once", sys.stderr)
 
     def check(self, message: str) -> None:
         """Raises Interrupted with `message` if a signal came."""

@@ -1,18 +1,31 @@
 """Command lines, of experiments and others: settings are the options, and a user's error is one sentence."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
-
-import tyro
 
 from .errors import Interrupted, RunBusy, TrainingFailed
 
 Settings = TypeVar("Settings")
 
 
+def guard_imports() -> None:
+    """Lets Ctrl-C end the program with one sentence until `call` begins: for before the imports that take seconds."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(*_) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
 def run(settings_class: type[Settings], function: Callable[[Settings], object]) -> None:
     """Calls `function` with the settings given on the command line, an instance of the dataclass; exits as `call`."""
+    import tyro  # here, as a program calls `guard_imports` before it imports what takes time
+
     call(lambda: function(tyro.cli(settings_class)))
 
 
@@ -22,6 +35,10 @@ def call(function: Callable[..., object], *arguments: object) -> None:
     Exits with 2 for settings, data or files that cannot be used, 1 for a training that failed, 75 (EX_TEMPFAIL) for a
     run that another process trains, 130 for one that the user interrupted, and 143 after SIGTERM.
     """
+    if signal.getsignal(signal.SIGINT) == _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A program that is started with a closed stderr has none.
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         function(*arguments)
     except RunBusy as error:

@@ -1,10 +1,14 @@
 """The settings of a training, checked and normalised once; each experiment derives its own from them."""
 
+import ast
 import functools
+import inspect
 import os
+import textwrap
 import typing
-from collections.abc import Callable
-from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +33,14 @@ class TrainingConfig:
     device: int | str | torch.device
     """Where to train: cpu, cuda, cuda:1, or the number of a GPU."""
     norm: bool | str
-    """How to differentiate: the name of the adjoint solve's norm, False for default, True for seminorm, or discrete."""
+    """How to differentiate; False is default, True is seminorm.
+
+    default: adjoint solve whose norm weighs all parameter adjoints as one vector, the paper's baseline.
+    seminorm: adjoint solve whose norm weighs the state and its adjoint only, the paper's trick.
+    per-tensor: adjoint solve whose norm weighs each parameter tensor apart, the strictest.
+    as-published: adjoint solve with the norm that the released acrobot code computes; for acrobot alone.
+    discrete: no adjoint solve, but the exact gradient of the steps that the forward solve took.
+    """
     rtol: float
     """Relative tolerance of the forward and the backward solve."""
     atol: float
@@ -93,6 +104,39 @@ class TrainingConfig:
             if setting.kw_only and setting.metadata.get("condition", True) and value != setting.default:
                 parts.append(f"{setting.name}-{value}")
         return "-".join(parts)
+
+
+def document(main: Callable, settings_class: type[TrainingConfig]) -> None:
+    """Gives `main`, which takes the fields of the settings, their signature and, for `help`, what each of them is."""
+    returned = inspect.signature(main).return_annotation
+    main.__signature__ = inspect.signature(settings_class, eval_str=True).replace(return_annotation=returned)
+    texts = {}
+    for ancestor in reversed(settings_class.__mro__[:-1]):
+        [definition] = ast.parse(inspect.getsource(ancestor)).body
+        for statement, text in pairwise(definition.body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[statement.target.id] = inspect.cleandoc(text.value.value)
+    settings = [
+        f"{setting.name}:\n{textwrap.indent(texts[setting.name], '    ')}" for setting in fields(settings_class)
+    ]
+    main.__doc__ = "\n\n".join([main.__doc__, *settings])
+
+
+def check_stored(stored: Mapping[str, Any]) -> None:
+    """Checks the settings that every experiment has, as a results file has them, on whatever device they were used.
+
+    Raises:
+        ValueError: if one is not allowed, or if one is missing without which no run is known. Others are at their
+            defaults, as those that came later are in older files.
+    """
+    for setting in fields(TrainingConfig):
+        if setting.name in stored:
+            _checked(setting, stored[setting.name])
+        elif setting.default is MISSING or setting.name == "seed":
+            raise ValueError(f"config lacks {setting.name}")
+    arguments.choice("norm", stored["norm"], [norm.value for norm in Adjoint])
+    if not isinstance(stored["device"], str):
+        arguments.refuse("device", stored["device"], "the name of a device")
 
 
 def _checked(setting: Field, value: Any) -> Any:

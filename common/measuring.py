@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from .records import read_as
+from .records import Record, read_as
 from .results import Metrics
 from .statistics import SolveStatistics
 
@@ -13,12 +13,12 @@ MAX_TIMES = 256
 
 
 @dataclass
-class Pass:
+class Pass(Record):
     """What a pass over a data set has added up so far."""
 
     num_batches: int = 0
     num_samples: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, int | float] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
     timestamp: float = field(default_factory=time.time)
     timespan: float = 0.0

@@ -3,9 +3,12 @@
 import importlib.metadata
 import platform
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from .records import Record
 
 PACKAGES = (
     "torch",
@@ -18,6 +21,19 @@ PACKAGES = (
     "gymnasium",
     "soundfile",
 )
+
+
+@dataclass(kw_only=True)
+class Provenance(Record):
+    """What `describe` tells, and the digest of the data's split."""
+
+    device_name: str
+    num_threads: int = field(metadata={"minimum": 1, "maximum": 10**6})
+    platform: str
+    python: str
+    packages: dict[str, str | None]
+    commit: str | None
+    split: str
 
 
 def describe(device: torch.device) -> dict:

@@ -1,14 +1,16 @@
 """Records: dataclasses that are mappings too, and their way to JSON and back; results are made of them."""
 
 import math
-import reprlib
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator, KeysView, Mapping
+from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from .arguments import shown
+
 IN_MEMORY_ONLY = {"in_memory_only": True}
 """The metadata of a field that JSON leaves out."""
+NO_LIMITS: Mapping[str, Any] = {}
 
 
 class Record(Mapping):
@@ -25,11 +27,15 @@ class Record(Mapping):
     def __len__(self) -> int:
         return len(self.__dataclass_fields__)
 
+    def keys(self) -> KeysView[str]:
+        """The names. Unlike Mapping's, they print as names alone."""
+        return dict.fromkeys(self).keys()
+
 
 def plain(value: Any) -> Any:
     """`value` in terms of strict JSON: records become objects, and numbers that are not finite become null."""
     if isinstance(value, Record):
-        return {name: plain(value[name]) for name in _kinds(type(value))}
+        return {name: plain(value[name]) for name in _stored(type(value))}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -39,11 +45,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read_as(kind: Any, value: Any, name: str = "it") -> Any:
+def read_as(kind: Any, value: Any, name: str = "it", limits: Mapping[str, Any] = NO_LIMITS) -> Any:
     """`value`, in terms of JSON, as a field annotated with `kind` has it; objects become records.
 
-    Of a kind of record and its subclasses, an object becomes that which has exactly its names. null is NaN where a
-    number must be.
+    Of a kind of record and its subclasses, an object becomes that which has exactly its names. The `minimum` and
+    `maximum` in the metadata of a record's field are `limits` of its numbers; where there are none, null is NaN where a
+    number must be. Text and names become one line of printable characters, as people will read them.
 
     Raises:
         ValueError: if `value` is something else; the sentence begins with `name`.
@@ -51,37 +58,64 @@ def read_as(kind: Any, value: Any, name: str = "it") -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
         others = [argument for argument in arguments if argument is not NoneType]
+        if value is None and NoneType in arguments:
+            return None
+        if len(others) == 1:
+            return read_as(others[0], value, name, limits)
         if type(value) in arguments:
             return value
-        if len(others) == 1:
-            return read_as(others[0], value, name)
     elif origin is Literal:
-        if value in arguments:
+        if type(value) is str and value in arguments:
             return value
     elif origin is list:
         if isinstance(value, list):
-            return [read_as(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+            return [read_as(arguments[0], item, f"{name}[{index}]", limits) for index, item in enumerate(value)]
     elif origin is dict:
         if isinstance(value, dict):
-            return {key: read_as(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+            return {_one_line(key): read_as(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    elif kind is str and type(value) is str:
+        return _one_line(value)
+    elif (kind is int and type(value) is int) or (kind is float and type(value) in (float, int, NoneType)):
+        return _read_number(kind, value, name, limits)
     elif kind is Any or type(value) is kind:
         return value
-    elif kind is float and type(value) in (int, NoneType):
-        return math.nan if value is None else float(value)
     elif issubclass(kind, Record) and isinstance(value, Mapping):
         return _read_record(kind, value, name)
-    raise ValueError(f"{name} is {reprlib.repr(value)}, not {kind if arguments else kind.__name__}")
+    raise ValueError(f"{_one_line(name)} is {shown(value)}, not {kind if arguments else kind.__name__}")
+
+
+def _read_number(kind: type, value: float | None, name: str, limits: Mapping[str, Any]) -> float:
+    number = math.nan if value is None else value
+    least, most = limits.get("minimum", -math.inf), limits.get("maximum", math.inf)
+    if limits and not least <= number <= most:
+        raise ValueError(f"{name} is {shown(value)}, but must be a number from {least} to {most}")
+    try:
+        return kind(number)
+    except OverflowError:
+        raise ValueError(f"{name} is {shown(value)}, which is too large") from None
 
 
 def _read_record(kind: type[Record], values: Mapping[str, Any], name: str) -> Record:
-    for record in (*kind.__subclasses__(), kind):
-        kinds = _kinds(record)
-        if kinds.keys() == values.keys():
-            return record(**{key: read_as(kinds[key], value, f"{name}.{key}") for key, value in values.items()})
-    lacking, unknown = sorted(kinds.keys() - values.keys()), sorted(values.keys() - kinds.keys())
-    raise ValueError(f"{name} lacks {lacking} and has the unknown {unknown}")
+    # The closest is the right one, or what was meant.
+    record = min((kind, *kind.__subclasses__()), key=lambda record: len(_stored(record).keys() ^ values.keys()))
+    stored = _stored(record)
+    differences = {"lacks": stored.keys() - values.keys(), "has the unknown": values.keys() - stored.keys()}
+    told = [f"{verb} {', '.join(map(shown, sorted(names)))}" for verb, names in differences.items() if names]
+    if told:
+        raise ValueError(f"{name} {' and '.join(told)}")
+    return record(
+        **{
+            key: read_as(stored[key].type, value, f"{name}.{key}", stored[key].metadata)
+            for key, value in values.items()
+        }
+    )
 
 
-def _kinds(record: type[Record]) -> dict[str, Any]:
-    """The annotation of each field that JSON has."""
-    return {item.name: item.type for item in fields(record) if "in_memory_only" not in item.metadata}
+def _stored(record: type[Record]) -> dict[str, Field]:
+    """Each field that JSON has, by its name."""
+    return {item.name: item for item in fields(record) if not item.metadata.get("in_memory_only")}
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks and whatever else a terminal or a table would not print but obey."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())

@@ -4,6 +4,8 @@ Every record is a dataclass and a mapping at once: `results.test_metrics.loss` i
 On disk a run is one JSON file; results/README.md describes every name.
 """
 
+import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -11,21 +13,34 @@ import logging
 import math
 import os
 import re
-import reprlib
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from . import files
+from .arguments import shown
+from .config import check_stored
+from .provenance import Provenance
 from .records import IN_MEMORY_ONLY, Record, plain, read_as
 
 SCHEMA = 2
 Setting = str | int | float | bool | None
+
+# What the numbers of a results file may be. Sums, means and squares of these stay finite, and dates have four digits.
+COUNT = {"minimum": 0, "maximum": 10**15}
+NUMBER = {"minimum": 1, "maximum": 10**15}
+SECONDS = {"minimum": 0, "maximum": 1e9}
+DATE = {"minimum": 0, "maximum": 253_402_300_799}
+LOSS = {"minimum": -1e39, "maximum": 1e39}
+SHARE = {"minimum": 0, "maximum": 1}
+
+LONGEST_NAME = 200
+"""How many characters the name of a folder has at most: fewer than any file system's limit."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +49,22 @@ logger = logging.getLogger(__name__)
 class Tally(Record):
     """What was added up, exactly, over the batches of one pass over a data set."""
 
-    loss: float
-    forward_nfe: int
-    backward_nfe: int
-    forward_accepted: int
-    forward_rejected: int
-    backward_accepted: int
-    backward_rejected: int
+    loss: float = field(metadata=LOSS)
+    forward_nfe: int = field(metadata=COUNT)
+    backward_nfe: int = field(metadata=COUNT)
+    forward_accepted: int = field(metadata=COUNT)
+    forward_rejected: int = field(metadata=COUNT)
+    backward_accepted: int = field(metadata=COUNT)
+    backward_rejected: int = field(metadata=COUNT)
 
 
 @dataclass(kw_only=True)
 class Metrics(Tally):
     """One pass over a data set, with the solver's times in its first batch."""
 
-    dataset_size: int
-    timestamp: float
-    timespan: float
+    dataset_size: int = field(metadata=NUMBER)
+    timestamp: float = field(metadata=DATE)
+    timespan: float = field(metadata=SECONDS)
     forward_ts: list[float] = field(repr=False)
     backward_ts: list[float] = field(repr=False)
     forward_accept_ts: list[float] = field(repr=False)
@@ -62,9 +77,9 @@ class Metrics(Tally):
 class Epoch(Tally):
     """The training steps of one epoch, counted from 1."""
 
-    epoch: int
-    seconds: float
-    cpu_seconds: float | None
+    epoch: int = field(metadata=NUMBER)
+    seconds: float = field(metadata=SECONDS)
+    cpu_seconds: float | None = field(metadata=SECONDS)
     learning_rate: float
 
 
@@ -72,21 +87,21 @@ class Epoch(Tally):
 class ClassifierMetrics(Metrics):
     """One pass of a classifier."""
 
-    accuracy: float
+    accuracy: float = field(metadata=SHARE)
 
 
 @dataclass(kw_only=True)
 class ClassifierEpoch(Epoch):
     """The training steps of one epoch of a classifier."""
 
-    accuracy: float
+    accuracy: float = field(metadata=SHARE)
 
 
 @dataclass(kw_only=True)
 class HistoryEntry(Record):
     """What was measured after one epoch, counted from 1."""
 
-    epoch: int
+    epoch: int = field(metadata=NUMBER)
     train_metrics: Metrics
     val_metrics: Metrics
 
@@ -95,12 +110,12 @@ class HistoryEntry(Record):
 class Results(Record):
     """One run. `model` and the dataloaders live in memory only: they are None in results that were loaded."""
 
-    memory_usage: int | None = None
-    baseline_memory: int | None = None
-    start_time: float
-    timespan: float | None = None
+    memory_usage: int | None = field(default=None, metadata=COUNT)
+    baseline_memory: int | None = field(default=None, metadata=COUNT)
+    start_time: float = field(metadata=DATE)
+    timespan: float | None = field(default=None, metadata={"minimum": -1e9, "maximum": 1e9})  # clocks are set back
     model: nn.Module | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
-    parameters: int
+    parameters: int = field(metadata=COUNT)
     history: list[HistoryEntry] = field(default_factory=list, repr=False)
     train_dataloader: Iterable | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
     val_dataloader: Iterable | None = field(default=None, repr=False, metadata=IN_MEMORY_ONLY)
@@ -110,21 +125,26 @@ class Results(Record):
     test_metrics: Metrics | None = None
     experiment: str
     config: dict[str, Setting]
-    provenance: dict[str, Any]
+    provenance: Provenance
     epochs: list[Epoch] = field(default_factory=list, repr=False)
     status: Literal["running", "completed", "failed", "interrupted"] = "running"
     failure: str | None = None
 
 
-IDENTIFYING = ("norm", "rtol", "atol", "seed")
-"""The settings that every experiment has, and by which readers know a run."""
-
-
 def directory_of(results_dir: str, experiment: str, condition: str) -> Path:
-    """The folder for the runs of one condition of an experiment; what is unfit for a file name becomes '-'."""
-    # Neither '.' nor '/' passes, so it lies in `results_dir`; 200 characters are fewer than any file system's limit.
-    names = [re.sub(r"[^A-Za-z0-9_+-]", "-", name)[:200] for name in (experiment, condition)]
-    return Path(results_dir, *names)
+    """The folder for the runs of one condition of an experiment.
+
+    What is unfit for a file name becomes '-', and the end of a long name a digest of the whole.
+    """
+    return Path(results_dir, _name_of(experiment), _name_of(condition))
+
+
+def _name_of(text: str) -> str:
+    # Neither '.' nor '/' passes, so it lies in `results_dir`.
+    name = re.sub(r"[^A-Za-z0-9_+-]", "-", text)
+    if len(name) > LONGEST_NAME:
+        return f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return name
 
 
 def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
@@ -144,17 +164,34 @@ def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
 def save(results: Results, directory: Path) -> Path:
     """Writes `results` to `directory` as `<run>.json` with the lowest free number, and returns its path.
 
-    The weights of a completed run lie beside it as `<run>.pt`, for `torch.load`.
+    The weights of a completed run lie beside it as `<run>.pt`, for `torch.load`. A completed run that is there already
+    is not written again: this process was then killed before it could remove its checkpoint, and has resumed from it.
 
     Raises:
         OSError: if there is no room, for example; then nothing is left of it.
     """
+    if results.status == "completed" and (path := _find_completed(results, directory)):
+        return path
     content = json.dumps({"schema": SCHEMA, **plain(results)}, allow_nan=False).encode()
     if results.status != "completed":
         return place(content, None, directory)
     weights = io.BytesIO()
     torch.save(results.model.state_dict(), weights)
     return place(content, weights.getbuffer(), directory)
+
+
+def _find_completed(results: Results, directory: Path) -> Path | None:
+    """The file of this very run, which no other has started at the same time with the same seed."""
+    for path in filter(Path.is_file, directory.glob("*.json")):
+        with contextlib.suppress(ValueError, OSError):
+            other = load(path)
+            if other.status == "completed" and _start(other) == _start(results):
+                return path
+    return None
+
+
+def _start(results: Results) -> tuple[float, Setting]:
+    return results.start_time, results.config["seed"]
 
 
 def place(content: bytes, weights: bytes | memoryview | None, directory: Path) -> Path:
@@ -165,25 +202,20 @@ def place(content: bytes, weights: bytes | memoryview | None, directory: Path) -
     Raises:
         OSError: as `save`.
     """
-    partial = directory / f"{uuid.uuid4().hex}.partial"
-    partial_weights = partial.with_suffix(".pt.partial")
-    try:
-        files.write(partial, content)
-        if weights is not None:
-            files.write(partial_weights, weights)
-        for run in itertools.count():
-            path = directory / f"{run}.json"
-            try:
-                # Unlike a rename, a link fails if the name is taken.
-                os.link(partial, path)
-            except FileExistsError:
-                continue
-            break
-        if weights is not None:
-            os.replace(partial_weights, path.with_suffix(".pt"))
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_weights.unlink(missing_ok=True)
+    with FileLock(directory / "save.lock"):
+        # A link may be a dead one, for which `exists` is False.
+        run = next(run for run in itertools.count() if not os.path.lexists(directory / f"{run}.json"))
+        path, path_of_weights = directory / f"{run}.json", directory / f"{run}.pt"
+        # What a process that was killed in here has left, which would pass for the weights of this run.
+        path_of_weights.unlink(missing_ok=True)
+        try:
+            # The weights come first: no completed run is ever without them.
+            if weights is not None:
+                files.replace(path_of_weights, weights)
+            files.replace(path, content)
+        except OSError:
+            path_of_weights.unlink(missing_ok=True)
+            raise
     return path
 
 
@@ -198,11 +230,8 @@ def load(path: str | os.PathLike) -> Results:
     try:
         stored = json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
         results = read_as(Results, _upgraded(read_as(dict[str, Any], stored)))
-        if lacking := [name for name in IDENTIFYING if name not in results.config]:
-            raise ValueError(f"it.config lacks {', '.join(lacking)}")
-        if results.status == "completed" and None in (results.train_metrics, results.val_metrics, results.test_metrics):
-            raise ValueError("it is completed, but lacks metrics")
-    except (ValueError, OverflowError, RecursionError) as error:
+        _check(results)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a results file of this version: {error}") from error
     return results
 
@@ -226,6 +255,24 @@ def load_all(results_dir: str | os.PathLike) -> dict[Path, Results]:
     return runs
 
 
+def _check(results: Results) -> None:
+    """Refuses, with ValueError, what no field shows on its own."""
+    check_stored(results.config)
+    if results.status == "running" or results.timespan is None:
+        raise ValueError(f"its status is {results.status} and its timespan {results.timespan}: it has not ended")
+    trained, measured = [epoch.epoch for epoch in results.epochs], [entry.epoch for entry in results.history]
+    if trained != list(range(1, len(trained) + 1)):
+        raise ValueError(f"its epochs are {shown(trained)}, but must be 1, 2, 3 and so on")
+    if measured != sorted(set(measured) & set(trained)):
+        raise ValueError(f"its history is of the epochs {shown(measured)}, but must be of some of {shown(trained)}")
+    of_parts = [results.train_metrics, results.val_metrics, results.test_metrics]
+    if results.status == "completed" and (None in of_parts or not measured or measured[-1] != trained[-1]):
+        raise ValueError("it is completed, but lacks metrics of a part of the data or of its last epoch")
+    of_epochs = [metrics for entry in results.history for metrics in (entry.train_metrics, entry.val_metrics)]
+    if len({"accuracy" in tally for tally in [*of_parts, *of_epochs, *results.epochs] if tally is not None}) > 1:
+        raise ValueError("it has an accuracy in some epochs or metrics and none in others")
+
+
 def _upgraded(stored: dict[str, Any]) -> dict[str, Any]:
     """The values of a results file of any version as this version names them."""
     schema, values = stored.get("schema"), {name: value for name, value in stored.items() if name != "schema"}
@@ -233,7 +280,7 @@ def _upgraded(stored: dict[str, Any]) -> dict[str, Any]:
         epochs = read_as(list[dict[str, Any]], stored.get("epochs"), "it.epochs")
         return values | {"epochs": [epoch | {"cpu_seconds": None} for epoch in epochs]}
     if schema != SCHEMA:
-        raise ValueError(f"its schema is {reprlib.repr(schema)}, not {SCHEMA} or older")
+        raise ValueError(f"its schema is {shown(schema)}, not {SCHEMA} or older")
     return values
 
 

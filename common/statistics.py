@@ -22,6 +22,10 @@ class Statistics:
         for times in (self.evaluation_times, self.accept_times, self.reject_times):
             times.clear()
 
+    def __repr__(self) -> str:
+        numbers = f"nfe={self.nfe}, num_accepted={self.num_accepted}, num_rejected={self.num_rejected}"
+        return f"Statistics({numbers})"
+
     @property
     def nfe(self) -> int:
         """Number of function evaluations."""

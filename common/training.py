@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from datasets.batches import Batches, DataSplit
 
-from . import provenance
 from .checkpoint import RESUME, Checkpoint, DelayedSignals, State
 from .config import TrainingConfig
 from .errors import SolverError, TrainingFailed
 from .measuring import Pass
+from .progress import Progress, say
+from .provenance import Provenance, describe
 from .records import read_as
 from .results import ClassifierEpoch, Epoch, HistoryEntry, Metrics, Results, make_directory, save
 from .statistics import SolveStatistics
@@ -29,6 +29,7 @@ CHECKPOINT_SECONDS = 300.0
 """How long an epoch trains on at most before it writes a checkpoint; each epoch writes one at its end too."""
 FREE_TO_DIFFER = ("device", "save", "results_dir", "resume")
 """The settings that may be others when a run is resumed."""
+PARTS = ("train", "val", "test")
 IMPROVEMENT = 1.0001
 """The factor by which the train loss must fall to end a plateau."""
 
@@ -77,7 +78,7 @@ def train(
         test_dataloader=data.test,
         experiment=experiment,
         config=asdict(config),
-        provenance={**provenance.describe(device), "split": data.digest},
+        provenance=Provenance(**describe(device), split=data.digest),
     )
     with contextlib.ExitStack() as stack:
         checkpoint = None
@@ -88,13 +89,10 @@ def train(
             stack.enter_context(checkpoint)
         signals = stack.enter_context(DelayedSignals())
         trainer = _Trainer(config, results, loss_function, num_correct, checkpoint, signals)
-        if config.resume and (stored := checkpoint.read()) is not None:
-            trainer.state.load_state_dict(stored)
-        elif config.save and checkpoint.path.exists():
-            print(f"Starts anew; the first epoch will replace {checkpoint.path}, which resumes.", file=sys.stderr)
+        if not (config.resume and checkpoint.restore(trainer.state)) and config.save and checkpoint.path.exists():
+            say(f"Starts anew; the first epoch will replace {checkpoint.path}, which resumes.", sys.stderr)
         try:
-            trainer.learn()
-            trainer.measure_all()
+            trainer.run()
             results.status = "completed"
         except TrainingFailed as error:
             results.status, results.failure, error.results = "failed", str(error), results
@@ -140,88 +138,105 @@ class _Trainer:
         self.state = State(results, optimiser, scheduler)
         self.saved_at = time.perf_counter()
 
-    def learn(self) -> None:
+    def run(self) -> None:
+        """Trains, and measures the best model, from where the state is to the end."""
+        done = self._num_batches_until(self.state.epoch - 1) + self.state.training.num_batches
+        at_the_end = sum(len(self.results[f"{part}_dataloader"]) for part in PARTS)
+        with Progress(done, self._num_batches_until(self.config.max_epochs) + at_the_end) as self.progress:
+            self._learn()
+            self.progress.measuring(at_the_end)
+            metrics = [self._measure(part, "the last measurement", backward=part == "test") for part in PARTS]
+            self.results.train_metrics, self.results.val_metrics, self.results.test_metrics = metrics
+
+    def _num_batches_until(self, epoch: int) -> int:
+        """How many batches the passes up to this epoch have, its measurement included."""
+        train, val = len(self.results.train_dataloader), len(self.results.val_dataloader)
+        measured = sum(self._is_measured(number) for number in range(1, epoch + 1))
+        return epoch * train + measured * (val + train * self.config.published_metrics)
+
+    def _learn(self) -> None:
         """Trains until the last epoch or the end of patience; leaves the model in the best state that was measured."""
-        state, num_batches = self.state, len(self.results.train_dataloader)
-        done = (state.epoch - 1) * num_batches + state.training.num_batches
-        total = self.config.max_epochs * num_batches
+        state = self.state
         try:
-            with tqdm(total=total, initial=done, unit="batch", disable=None) as bar:
-                while state.epoch <= self.config.max_epochs:
-                    self._learn_epoch(bar)
-                    if state.epoch - state.plateau_start > self.config.plateau_epochs and self._is_measured():
-                        break
-                    state.epoch, state.training = state.epoch + 1, Pass()
+            while True:
+                self._learn_epoch()
+                is_over = state.epoch - state.plateau_start > self.config.plateau_epochs and self._is_measured(
+                    state.epoch
+                )
+                if is_over or state.epoch == self.config.max_epochs:
+                    break
+                state.epoch, state.training = state.epoch + 1, Pass()
         finally:
             if state.best_state is not None:
                 self.model.load_state_dict(state.best_state)
 
-    def _is_measured(self) -> bool:
-        return self.state.epoch % self.config.metric_interval == 0 or self.state.epoch == self.config.max_epochs
+    def _is_measured(self, epoch: int) -> bool:
+        return epoch % self.config.metric_interval == 0 or epoch == self.config.max_epochs
 
-    def _learn_epoch(self, bar: tqdm) -> None:
+    def _learn_epoch(self) -> None:
         """What is left of an epoch, and its measurement. A checkpoint never lies within or behind the measurement."""
         state, results = self.state, self.results
         learning_rate = state.optimiser.param_groups[0]["lr"]
         if results.train_dataloader.generator is not None:
             state.order = results.train_dataloader.generator.get_state()
-        metrics = self._pass("training", results.train_dataloader, state.training, backward=True, bar=bar)
-        results.epochs.append(_epoch(metrics, state.epoch, state.training.cpu_seconds, learning_rate))
-        if not self._is_measured():
+        where = f"epoch {state.epoch}"
+        metrics = self._pass(f"{where} (training)", results.train_dataloader, state.training, backward=True, train=True)
+        epoch = _epoch(metrics, state.epoch, state.training.cpu_seconds, learning_rate)
+        results.epochs.append(epoch)
+        num_epochs, num_batches = self.config.max_epochs, len(results.train_dataloader)
+        self.progress.epoch(epoch, num_epochs=num_epochs, num_batches=num_batches)
+        if not self._is_measured(state.epoch):
             return
         if self.config.published_metrics:
-            metrics = self._measure("train")
-        results.history.append(HistoryEntry(epoch=state.epoch, train_metrics=metrics, val_metrics=self._measure("val")))
+            metrics = self._measure("train", where)
+        val_metrics = self._measure("val", where)
+        results.history.append(HistoryEntry(epoch=state.epoch, train_metrics=metrics, val_metrics=val_metrics))
         state.scheduler.step(metrics.loss)
         if metrics.loss < state.best_loss:
             state.best_loss, state.best_state = metrics.loss, copy.deepcopy(self.model.state_dict())
         if metrics.loss * IMPROVEMENT < state.plateau_loss:
             state.plateau_loss, state.plateau_start = metrics.loss, state.epoch
 
-    def measure_all(self) -> None:
-        """Measures the model as it is on the three parts of the data."""
-        self.results.train_metrics = self._measure("train")
-        self.results.val_metrics = self._measure("val")
-        self.results.test_metrics = self._measure("test", backward=True)
-
-    def _measure(self, part: str, *, backward: bool = False) -> Metrics:
+    def _measure(self, part: str, where: str, *, backward: bool = False) -> Metrics:
+        """Measures the model as it is on a part of the data."""
         batches = self.results[f"{part}_dataloader"]
         # In order: drawing an order for this would change the order of the training to come.
         batches = Batches(batches.tensors, batches.batch_size)
         backward = backward or self.config.published_metrics
-        return self._pass(f"measuring {part}", batches, Pass(), backward=backward)
+        return self._pass(f"{where} (measuring {part})", batches, Pass(), backward=backward)
 
-    def _pass(self, doing: str, batches: Batches, done: Pass, *, backward: bool, bar: tqdm | None = None) -> Metrics:
-        """Goes over what is left of `batches`: forward, then `backward` if so; with a `bar` it trains."""
-        is_training = bar is not None
-        self.model.train(is_training)
+    def _pass(self, where: str, batches: Batches, done: Pass, *, backward: bool, train: bool = False) -> Metrics:
+        """Goes over what is left of `batches`: forward, then `backward` if so, and if it is to `train` a step."""
+        self.model.train(train)
         started, cpu_started = self._clock() - done.timespan, time.process_time() - done.cpu_seconds
-        for batch in itertools.islice(batches, done.num_batches, None):
+        remaining = itertools.islice(batches, done.num_batches, None)
+        while True:
+            batch = ()
             try:
+                # Asked for also where none is left: the first draws the order of them all.
+                batch = next(remaining, None)
+                if batch is None:
+                    break
                 sums, statistics = self._solve(batch, backward)
-                if is_training:
+                if train:
                     self._step()
-            except (SolverError, FloatingPointError, torch.OutOfMemoryError) as error:
-                is_sound = all(tensor.isfinite().all() for tensor in batch)
+            except (FloatingPointError, MemoryError, RuntimeError) as error:
                 raise TrainingFailed(
-                    f"training failed in epoch {self.state.epoch} ({doing}), "
-                    f"batch {done.num_batches + 1} of {len(batches)}, "
-                    f"at rtol {self.config.rtol} and atol {self.config.atol}: "
-                    f"{error if is_sound else 'the data hold NaN or infinity; correct or remove them'}"
+                    f"training failed in {where}, batch {done.num_batches + 1} of {len(batches)}, "
+                    f"at rtol {self.config.rtol} and atol {self.config.atol}: {_reason(error, batch)}"
                 ) from error
             self.model.zero_grad()
             done.add(len(batch[0]), sums, statistics)
-            if is_training:
-                nfe = {"forward_nfe": statistics.forward.nfe, "backward_nfe": statistics.backward.nfe}
-                bar.set_postfix({"epoch": self.state.epoch, **done.means(), **nfe}, refresh=False)
-                bar.update()
+            nfe = {"forward_nfe": statistics.forward.nfe, "backward_nfe": statistics.backward.nfe}
+            self.progress.batch(where, {**done.means(), **nfe})
+            if train and self.checkpoint is not None:
                 is_last = done.num_batches == len(batches)
                 is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
-                if self.checkpoint is not None and (is_last or is_due or self.signals.received):
+                if is_last or is_due or self.signals.received:
                     done.timespan, done.cpu_seconds = self._clock() - started, time.process_time() - cpu_started
                     self.checkpoint.write(self.state.state_dict())
                     self.saved_at = time.perf_counter()
-            self.signals.check(f"interrupted in epoch {self.state.epoch}; {self._how_to_go_on()}")
+            self.signals.check(f"interrupted in {where}; {self._how_to_go_on()}")
         done.timespan, done.cpu_seconds = self._clock() - started, time.process_time() - cpu_started
         return done.metrics()
 
@@ -252,7 +267,7 @@ class _Trainer:
         try:
             self.state.optimiser.step()
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if _is_out_of_memory(error):
                 raise
             raise FloatingPointError(f"AdamW cannot step ({error}); try a smaller learning rate") from error
         _check_finite("norm of the weights", nn.utils.get_total_norm(parameters).item())
@@ -262,6 +277,24 @@ class _Trainer:
         if self.config.device != "cpu":
             torch.cuda.synchronize(self.config.device)
         return time.perf_counter()
+
+
+def _reason(error: Exception, batch: tuple[Tensor, ...]) -> str:
+    """Why a batch failed, as its user needs to know it; what is a bug is raised again."""
+    if _is_out_of_memory(error):
+        return f"there is too little memory: try a smaller batch_size ({' '.join(str(error).split()) or 'MemoryError'})"
+    if not isinstance(error, SolverError | FloatingPointError):
+        raise error
+    if not all(tensor.isfinite().all() for tensor in batch):
+        return "the data hold NaN or infinity; correct or remove them"
+    return str(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is what was lacking, on a GPU or the CPU, where PyTorch raises a RuntimeError like any other."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("DefaultCPUAllocator", "bad_alloc"))
 
 
 def _epoch(metrics: Metrics, epoch: int, cpu_seconds: float, learning_rate: float) -> Epoch:
@@ -282,10 +315,10 @@ def _save(results: Results, directory: Path) -> None:
     except OSError as error:
         sentence = f"the results cannot be written to {directory} ({error.strerror}): make room, then {RESUME}"
         if results.status != "completed":
-            print(sentence, file=sys.stderr)
+            say(sentence, sys.stderr)
             return
         results.status, results.failure = "failed", sentence
         failed = TrainingFailed(sentence)
         failed.results = results
         raise failed from error
-    print(f"Saved {path}")
+    say(f"Saved {path}", sys.stdout)

@@ -8,7 +8,6 @@ import functools
 import importlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,9 +161,7 @@ def path_of(results_dir: str, measurement: str, experiment: str) -> Path:
 
 def _save(path: Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    files.write(partial, json.dumps(record, allow_nan=False).encode())
-    os.replace(partial, path)
+    files.replace(path, json.dumps(record, allow_nan=False).encode())
 
 
 MEASUREMENTS = {

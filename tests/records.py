@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from common.results import Epoch, Metrics, Results, read_as
+from common.provenance import Provenance
+from common.results import Epoch, HistoryEntry, Metrics, Results, read_as
 from reproduction.runs import Run
 from reproduction.status import Status
 from reproduction.summary import collect
@@ -21,25 +22,32 @@ def acrobot(norm, seed=0, **settings):
     return Run("acrobot", {"norm": norm, "seed": seed, **settings})
 
 
+def made_on(split="all", device_name="a CPU"):
+    return Provenance(
+        device_name=device_name, num_threads=1, platform="Linux", python="3.11", packages={}, commit=None, split=split
+    )
+
+
 def result(run, nfe, *, accuracy=0.9, loss=0.5, cpu_seconds=(5.0, 6.0), split="all", config=None, **changes):
     """Results of a run of two epochs with `nfe` backward evaluations in all, and a tenth of that on the test set."""
     accuracies = {"accuracy": accuracy} if run.experiment == "speech_commands" else {}
     measured = {"dataset_size": 1249, "timestamp": 0.0, "timespan": 1.0, "loss": loss, **accuracies}
     metrics = read_as(Metrics, {**COUNTS, **TIMES, **measured, "backward_nfe": nfe // 10})
-    trained = {"loss": 1.0, "learning_rate": 0.1, "seconds": 10.0}
+    trained = {"loss": 1.0, "learning_rate": 0.1, "seconds": 10.0, **accuracies}
     epochs = [
         read_as(Epoch, {**COUNTS, **trained, "epoch": epoch, "backward_nfe": part, "cpu_seconds": seconds})
         for epoch, part, seconds in zip((1, 2), (nfe // 3, nfe - nfe // 3), cpu_seconds, strict=True)
     ]
     return Results(
         parameters=3,
+        history=[HistoryEntry(epoch=2, train_metrics=metrics, val_metrics=metrics)],
         train_metrics=metrics,
         test_metrics=metrics,
         experiment=run.experiment,
         config={**dataclasses.asdict(run.config), **(config or {})},
-        provenance={"split": split, "device_name": "a CPU"},
+        provenance=made_on(split),
         epochs=epochs,
-        **{"start_time": 0.0, "status": "completed", **changes},
+        **{"start_time": 0.0, "timespan": 1.0, "status": "completed", **changes},
     )
 
 

@@ -1,15 +1,22 @@
 """The settings: normalised, checked, named, and read from the command line."""
 
+import dataclasses
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from test_training import Config
 
+import acrobot
+import speech_commands
 from common import command_line
 from common.errors import Interrupted, TrainingFailed
+from common.norms import Adjoint
 
 
 def test_settings_are_normalised(tmp_path):
@@ -76,6 +83,56 @@ def test_help_describes_every_setting(monkeypatch, capsys):
     assert caught.value.code == 0
     for words in ("Fits a line.", "--device", "Where to train", "Width of the model.", "(default: 0.001)", "--no-save"):
         assert words in text
+
+
+@pytest.mark.parametrize("experiment", [acrobot, speech_commands])
+def test_help_explains_each_setting_and_each_norm_by_name(experiment, monkeypatch, capsys):
+    help(experiment.main)
+    text = " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr("sys.argv", ["experiment.py", "--help"])
+    with pytest.raises(SystemExit):
+        command_line.run(experiment.Config, experiment.run)
+    on_command_line = capsys.readouterr().out
+    for field in dataclasses.fields(experiment.Config):
+        assert f"{field.name}: " in text
+        assert f"--{field.name.replace('_', '-')}" in on_command_line
+    for norm in Adjoint:
+        assert f"{norm.value}: " in text
+        assert f"{norm.value}: " in on_command_line
+    assert "Samples in a batch. " in text
+
+
+PROGRAM = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program", ["acrobot.py", "speech_commands.py", "tables.py"])
+def test_ctrl_c_during_the_imports_is_one_sentence(program):
+    path = Path(acrobot.__file__).with_name(program)
+    process = subprocess.run([sys.executable, "-c", PROGRAM, path], capture_output=True, text=True, cwd=path.parent)
+    assert (process.returncode, process.stderr) == (130, "interrupted\n")
+
+
+def test_ctrl_c_after_the_imports_is_pythons_own_again(monkeypatch):
+    command_line.guard_imports()
+    assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    command_line.call(lambda: None)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_shell_that_ignores_ctrl_c_is_obeyed():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    command_line.guard_imports()
+    assert signal.signal(signal.SIGINT, previous) == signal.SIG_IGN
 
 
 def raiser(error):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from problems import F64, Growth, Network, random
+from records import made_on
 from torch import nn
 
 import acrobot
 from common import passes
-from common.results import Metrics, Results, save
+from common.results import Epoch, HistoryEntry, Metrics, Results, save
 from common.solver import Solver
 from datasets.acrobot import FullyActuatedAcrobot
 from reproduction import control, diagnostics
@@ -122,9 +123,12 @@ def saved_run(results_dir, *, loss=1.0, status="completed", seed=0):
     counts = dict.fromkeys(Metrics.__dataclass_fields__, 0) | {
         name: [] for name in Metrics.__dataclass_fields__ if name.endswith("_ts")
     }
-    metrics = Metrics(**counts | dict(loss=loss, timestamp=0.0, timespan=0.0))
+    metrics = Metrics(**counts | dict(loss=loss, dataset_size=1, timestamp=0.0, timespan=0.0))
+    clocks = dict(epoch=1, loss=loss, seconds=1.0, cpu_seconds=1.0, learning_rate=0.1)
+    epoch = Epoch(**dict.fromkeys(Epoch.__dataclass_fields__, 0) | clocks)
     results = Results(
         start_time=0.0,
+        timespan=1.0,
         parameters=1,
         model=acrobot.build(config),
         train_metrics=metrics,
@@ -132,7 +136,9 @@ def saved_run(results_dir, *, loss=1.0, status="completed", seed=0):
         test_metrics=metrics,
         experiment="acrobot",
         config=dataclasses.asdict(config),
-        provenance={"split": "a"},
+        provenance=made_on("a"),
+        epochs=[epoch],
+        history=[HistoryEntry(epoch=1, train_metrics=metrics, val_metrics=metrics)],
         status=status,
     )
     directory = results_dir / "acrobot" / "seminorm"

@@ -1,19 +1,26 @@
 """Whatever goes wrong with numbers, memory or the disk ends a training in one sentence and costs nothing learnt."""
 
 import contextlib
+import itertools
+import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
-from test_checkpoint import checkpoints, learnt
+from test_checkpoint import ENVIRONMENT, checkpoints, learnt
 from test_training import NUM_BATCHES, Line, make_config, make_data, run
 from torch import nn
 
 from common import command_line
 from common.adjoint import solve
-from common.errors import SolverError, TrainingFailed
+from common.errors import Interrupted, SolverError, TrainingFailed
 from common.randomness import seeded
 from common.results import load
 
@@ -57,7 +64,9 @@ def interrupt(prediction):
         (lambda prediction: prediction * float("inf"), "the loss is inf"),
         (lambda prediction: with_gradient(prediction, float("nan")), "the norm of the gradient is nan; try a smaller"),
         (lambda prediction: with_gradient(prediction, 1e30), "the norm of the gradient is inf; try a smaller"),
-        (run_out_of_memory, "CUDA out of memory"),
+        (run_out_of_memory, "there is too little memory: try a smaller batch_size (CUDA out of memory)"),
+        (lambda prediction: torch.empty(2**50), "there is too little memory: try a smaller batch_size ("),
+        (lambda prediction: numpy.empty(2**50), "there is too little memory: try a smaller batch_size ("),
     ],
 )
 def test_a_failure_is_explained_and_what_was_learnt_is_saved(tmp_path, capsys, fail, reason):
@@ -206,3 +215,83 @@ def start(model):
     with seeded(0, "weights"):
         model.linear.reset_parameters()
     return model
+
+
+class Unmeasurable(Line):
+    """Fails in batch number `when` of all that it is measured on, by raising `error`."""
+
+    def __init__(self, when, error):
+        super().__init__()
+        self.calls = itertools.count(1)
+        self.when = when
+        self.error = error
+
+    def forward(self, x):
+        if not self.training and next(self.calls) == self.when:
+            if self.error is None:
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                raise self.error
+        return super().forward(x)
+
+
+MEASUREMENTS = {
+    4: ("epoch 4 (measuring val)", "batch 1 of 3"),
+    8: ("epoch 5 (measuring val)", "batch 2 of 3"),
+    10: ("the last measurement (measuring train)", "batch 1 of 3"),
+    18: ("the last measurement (measuring test)", "batch 3 of 3"),
+}
+
+
+@pytest.mark.parametrize("when", MEASUREMENTS)
+def test_errors_and_interruptions_name_the_measurement_that_was_under_way(tmp_path, capsys, when):
+    where, batch = MEASUREMENTS[when]
+    with pytest.raises(TrainingFailed, match=re.escape(f"training failed in {where}, {batch}, at rtol")):
+        run(make_config(tmp_path), model=Unmeasurable(when, SolverError("underflow in dt")))
+    with pytest.raises(Interrupted, match=re.escape(f"interrupted in {where}; to go on from")):
+        run(make_config(tmp_path), model=Unmeasurable(when, None))
+    announced = "Ctrl-C: stops as soon as the batch is finished; a second one stops at once"
+    assert announced in capsys.readouterr().err.splitlines()
+
+
+def test_what_is_a_bug_is_no_failed_training(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        run(make_config(tmp_path), model=Unmeasurable(1, RuntimeError("a bug")))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_process_without_memory_leaves_a_sentence_and_a_record(tmp_path):
+    """The batches of a model that needs 8 GiB, where 1 GiB is left."""
+    program = """
+import resource, sys, torch
+from test_training import Line, make_config, run
+from common import command_line
+
+class Large(Line):
+    def forward(self, x):
+        return super().forward(x + torch.zeros(2**31)[:1])
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
+command_line.call(lambda: run(make_config(sys.argv[1]), model=Large()))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert process.returncode == 1, process.stderr
+    sentence = "training failed in epoch 1 (training), batch 1 of 3, at rtol 0.001 and atol 1e-06: there is too little"
+    assert process.stderr.startswith(sentence)
+    assert len(process.stderr.splitlines()) == 1
+    [path] = tmp_path.rglob("*.json")
+    assert load(path).failure.startswith(sentence)
+
+
+@pytest.mark.parametrize("closed", ["> /dev/full", "2> /dev/full", ">&-", "2>&-", ">&- 2>&-"])
+def test_a_run_whose_output_nobody_can_read_is_complete(tmp_path, closed):
+    program = "import test_training as t; from common import command_line as c; "
+    program += f"c.call(lambda: t.run(t.make_config({str(tmp_path)!r})))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {closed}"
+    process = subprocess.run(command, shell=True, env=ENVIRONMENT, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert not re.search("Errno|Error|Exception", process.stdout + process.stderr)
+    assert learnt(tmp_path)
+    assert not checkpoints(tmp_path)

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
+from records import made_on
 
 import acrobot
 import figures
@@ -48,6 +49,7 @@ def run(norm, seed=0, *, nfe=(1300, 2600), experiment=speech_commands, status="c
     final = metrics(100) if status == "completed" else None
     return Results(
         start_time=0.0,
+        timespan=1.0,
         parameters=1,
         history=history,
         train_metrics=final,
@@ -55,7 +57,7 @@ def run(norm, seed=0, *, nfe=(1300, 2600), experiment=speech_commands, status="c
         test_metrics=final,
         experiment=experiment.__name__,
         config=dataclasses.asdict(config),
-        provenance={"split": split},
+        provenance=made_on(split),
         epochs=epochs,
         status=status,
     )

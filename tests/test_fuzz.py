@@ -1,6 +1,7 @@
 """Odd settings, odd command lines and damaged files: a result or one of our errors, and no trace where none belongs."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import acrobot
+import figures
 import speech_commands
+import tables
 from common import command_line
 from common.checkpoint import Checkpoint
 from common.results import load, load_all
 from datasets import cache, synthetic
 from datasets import speech_commands as recordings
+from reproduction import runs, status, typesetting
+from reproduction.page import make_page
+from reproduction.style import NothingToDraw, render
 
 EXPERIMENTS = {"acrobot": acrobot, "speech_commands": speech_commands}
 experiments = st.sampled_from(sorted(EXPERIMENTS))
@@ -188,6 +195,55 @@ def test_results(folder, content):
     assert (results is not None) == (path in load_all(folder / "fuzzed"))
 
 
+odd_leaves = st.sampled_from(
+    [None, True, -1, 0, 0.5, 3, 10**400, 1e308, -1e308, 5e-324, "", "a\nb\x1b[31m\ud800", "cpu", "seminorm", [], {}]
+)
+
+
+def ways(value, way=()):
+    """The ways to all that is within `value`, in terms of JSON; of a list, to its first item and its last."""
+    if way:
+        yield way
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        if not isinstance(value, list) or key in (0, len(value) - 1):
+            yield from ways(value[key], (*way, key))
+
+
+def damaged_at(value, way, by):
+    """A copy of `value` with `by` where the way leads, or without what is there if that is "taken away"."""
+    if not way:
+        return by
+    copy = value.copy()
+    if by == "taken away" and len(way) == 1:
+        del copy[way[0]]
+    else:
+        copy[way[0]] = damaged_at(value[way[0]], way[1:], by)
+    return copy
+
+
+@cases(0.02)
+@given(st.sampled_from(sorted(ways(json.loads(RESULTS)), key=str)), odd_leaves | st.just("taken away"))
+def test_what_a_results_file_holds_is_drawn_and_printed_or_left_out(folder, way, by):
+    root = folder / "drawn"
+    path = root / "speech_commands" / "condition" / "0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(damaged_at(json.loads(RESULTS), way, by)))
+    if survive(lambda: load(path)) is None:
+        assert not load_all(root)
+        return
+    standing = status.statuses(runs.preset_runs("cpu"), str(root))
+    for kind in ("terminal", "csv"):
+        assert typesetting.render(standing, load_all(root).values(), format=kind)
+    assert tables.plan(runs.preset_runs("cpu"), tables.Options(results_dir=str(root)))
+    for draw in figures.figures(str(root)).values():
+        with contextlib.suppress(NothingToDraw):
+            render(draw(), "svg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "figures", lambda results_dir: {})
+        assert make_page(str(root), "cpu", root).encode()
+
+
 @cases(0.06)
 @given(st.data())
 def test_recordings(folder, sounds, data):
@@ -222,6 +278,11 @@ def test_checkpoints(folder, data):
     with Checkpoint(folder / "run.checkpoint", {"seed": 0}) as checkpoint:
         checkpoint.write({"weight": torch.ones(3), "epoch": 2})
         original = checkpoint.path.read_bytes()
-        checkpoint.path.write_bytes(data.draw(damaged(original)))
-        state = survive(checkpoint.read)
-        assert state is None or checkpoint.path.read_bytes() == original
+        content = data.draw(damaged(original))
+        # Half of them with the right digest, as another program would write.
+        if data.draw(st.booleans()):
+            content = hashlib.sha256(content[32:]).digest() + content[32:]
+        checkpoint.path.write_bytes(content)
+        restored = []
+        survive(lambda: checkpoint.restore(SimpleNamespace(load_state_dict=restored.append)))
+        assert all(state.keys() == {"weight", "epoch"} for state in restored)

@@ -89,7 +89,7 @@ def results_dir(tmp_path, monkeypatch):
         made += [result(run, cost) for run, cost in zip(speech_runs(norm), costs, strict=False)]
     made.append(result(speech_runs("seminorm")[1], 1, status="failed", failure=HOSTILE, timespan=1.0))
     made.append(dataclasses.replace(made[0], config={**made[0].config, "learning_rate": 0.5}, start_time=9e8))
-    made[0].provenance["device_name"] = HOSTILE
+    made[0].provenance.device_name = HOSTILE
     for number, results in enumerate(made):
         results.val_metrics = results.test_metrics
         if results.status == "failed":

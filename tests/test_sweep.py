@@ -183,10 +183,13 @@ def test_a_worker_leaves_a_run_to_the_one_that_has_it(tmp_path):
 
 def test_time_is_estimated_from_runs_of_the_same_kind(tmp_path):
     run = toy_run(seed=4, max_epochs=10)
-    epochs = [read_as(Epoch, {**EPOCH, "seconds": seconds}) for seconds in (1.0, 3.0)]
-    put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs)
-    put(tmp_path, toy_run(seed=1), "interrupted", ended=10.0, epochs=epochs[1:])
-    put(tmp_path, toy_run(shape="bent"), "completed", ended=10.0, epochs=epochs[1:])
+
+    def epochs(*seconds):
+        return [read_as(Epoch, {**EPOCH, "epoch": epoch, "seconds": s}) for epoch, s in enumerate(seconds, start=1)]
+
+    put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs(1.0, 3.0))
+    put(tmp_path, toy_run(seed=1), "interrupted", ended=10.0, epochs=epochs(3.0, 3.0))
+    put(tmp_path, toy_run(shape="bent"), "completed", ended=10.0, epochs=epochs(3.0, 3.0))
     others = [toy_run(norm="default"), toy_run(batch_size=4)]
     results = list(load_all(tmp_path).values())
     assert estimated_seconds([run, *others], results, "cpu") == [20.0, None, None]

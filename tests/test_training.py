@@ -1,7 +1,9 @@
 import copy
+import io
 import itertools
 import json
 import re
+import sys
 import time
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import training
+from common import progress, training
 from common.config import TrainingConfig
 from common.provenance import describe
 from common.randomness import seeded, stream
@@ -200,6 +202,20 @@ def test_the_best_measured_state_is_restored(tmp_path):
     assert torch.equal(results.model.linear.weight, best.model.linear.weight)
 
 
+def test_the_best_state_is_that_of_the_least_train_loss(tmp_path):
+    """The loss in training grows from batch to batch, that in measurements falls."""
+    calls = itertools.count()
+    with seeded(0, "weights"):
+        model = Line()
+
+    def parted_loss(prediction, labels):
+        return squared_error(prediction, labels) + (next(calls) if model.training else -next(calls))
+
+    run(make_config(tmp_path, metric_interval=1), model=model, loss_function=parted_loss)
+    best = run(make_config(tmp_path, max_epochs=1))
+    assert torch.equal(model.linear.weight, best.model.linear.weight)
+
+
 def test_learning_rate_falls_and_training_stops_on_a_plateau(tmp_path):
     config = make_config(tmp_path, max_epochs=20, metric_interval=1, plateau_epochs=6)
     results = run(config, loss_function=constant_loss)
@@ -207,6 +223,107 @@ def test_learning_rate_falls_and_training_stops_on_a_plateau(tmp_path):
     assert [epoch.learning_rate for epoch in results.epochs[3:5]] == pytest.approx([0.1, 0.01])
     assert len(results.epochs) == 8
     assert results.history[-1].epoch == 8
+
+
+def test_each_part_is_measured_on_its_own_batches(tmp_path):
+    results = run(make_config(tmp_path))
+    for part in ("train", "val", "test"):
+        x, labels = results[f"{part}_dataloader"].tensors
+        with torch.no_grad():
+            prediction, _ = results.model(x)
+        assert results[f"{part}_metrics"].loss == pytest.approx(squared_error(prediction, labels).item(), rel=1e-5)
+    assert len({results[f"{part}_metrics"].loss for part in ("train", "val", "test")}) == 3
+
+
+@pytest.mark.parametrize("falling", ["train", "val"])
+def test_the_train_loss_alone_steers_the_learning_rate_and_the_end(tmp_path, falling):
+    """One of the two losses falls from epoch to epoch, the other stays."""
+    epochs = {"train": itertools.count(), "val": itertools.count()}
+
+    class Parted(Line):
+        def forward(self, x):
+            self.part = "train" if self.training else "val"
+            return super().forward(x)
+
+    model = Parted()
+
+    def loss_function(prediction, labels):
+        number = next(epochs[model.part]) // NUM_BATCHES
+        return 0 * prediction.sum() + (1 / (1 + number) if model.part == falling else 1.0)
+
+    config = make_config(tmp_path, max_epochs=12, metric_interval=1, plateau_epochs=6)
+    results = run(config, model=model, loss_function=loss_function)
+    num_epochs, learning_rate = (12, 0.1) if falling == "train" else (8, 0.001)
+    assert len(results.epochs) == num_epochs
+    assert results.epochs[-1].learning_rate == pytest.approx(learning_rate)
+
+
+@pytest.mark.parametrize(("factor", "num_epochs"), [(1.000005, 8), (1.00005, 12)])
+def test_a_loss_that_hardly_falls_is_a_plateau(tmp_path, factor, num_epochs):
+    """What counts is a fall to less than 1 / 1.0001 of what the loss was when the plateau began."""
+    batches = itertools.count()
+
+    def loss_function(prediction, labels):
+        # In double precision, as so small a fall is near the rounding of single. The measurements alternate with the
+        # training, NUM_BATCHES at a time.
+        loss = factor ** -(next(batches) // (2 * NUM_BATCHES))
+        return (0 * prediction.sum()).double() + loss
+
+    config = make_config(tmp_path, max_epochs=12, metric_interval=1, plateau_epochs=6)
+    assert len(run(config, loss_function=loss_function).epochs) == num_epochs
+
+
+def test_off_a_terminal_there_is_a_line_for_each_epoch(tmp_path, capsys):
+    results = run(make_config(tmp_path))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    for line, epoch in zip(lines[:-1], results.epochs, strict=True):
+        told = f"epoch {epoch.epoch} of 5: loss {epoch.loss:.5g}, accuracy {epoch.accuracy:.3f}, NFE per step"
+        assert line.startswith(f"{told} 2 forward, 5 backward, {epoch.seconds:.1f} s; about ")
+        assert line.endswith(" left")
+    assert lines[-1].startswith("measuring on all parts of the data: 9 batches; about ")
+
+
+def test_the_time_left_counts_all_passes(tmp_path, monkeypatch, capsys):
+    """A batch takes a second, in training and in measurements alike."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", clock)
+
+    class Slow(Line):
+        def forward(self, x):
+            clock.now += 1
+            return super().forward(x)
+
+    for published in (False, True):
+        run(make_config(tmp_path / str(published), published_metrics=published), model=Slow())
+        left = [int(line[-7:-5]) for line in capsys.readouterr().err.splitlines()]
+        measured = 3 * NUM_BATCHES * (2 if published else 1)
+        of_an_epoch = measured // 3
+        after = [0, 0, 1, 1, 2]  # measurements before the end of each epoch
+        total = 5 * NUM_BATCHES + measured + 9
+        assert left[:-1] == [
+            total - NUM_BATCHES * number - of_an_epoch * done for number, done in enumerate(after, start=1)
+        ]
+        assert left[-1] == 9
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run(make_config(tmp_path))
+    shown = terminal.getvalue().split("\r")
+    assert "100%" in shown[-1]
+    assert "the last measurement (measuring test)" in shown[-1]
+    assert "epoch 1 of 5" not in terminal.getvalue()
+
+
+def test_statistics_print_as_numbers():
+    _, statistics = Line()(torch.ones(1, 2))
+    assert str(statistics) == (
+        "SolveStatistics(forward=Statistics(nfe=2, num_accepted=1, num_rejected=0), "
+        "backward=Statistics(nfe=0, num_accepted=0, num_rejected=0))"
+    )
 
 
 def test_times_are_those_of_the_first_batch_thinned_and_rounded(tmp_path):
