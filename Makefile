@@ -18,10 +18,10 @@ test: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
 
-# How long a gradient step takes, beside torchdiffeq and diffrax; DATA as above.
+# How long a gradient step takes, beside torchdiffeq and diffrax, into results/gradient_step-KIND.md; DATA as above.
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
-	.venv/bin/python -m benchmarks.gradient_step $(if $(DATA),--data-root "$(DATA)")
+	.venv/bin/python -m benchmarks.gradient_step --output results $(if $(DATA),--data-root "$(DATA)")
 
 # One page of what is in results/, in results/report.html.
 report: $(INSTALLED)
