@@ -23,10 +23,10 @@ test: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
 
-# How long a gradient step takes, beside torchdiffeq and diffrax; DATA as above.
+# How long a gradient step takes, beside torchdiffeq and diffrax, into results/gradient_step-KIND.md; DATA as above.
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
-	.venv/bin/python -m benchmarks.gradient_step $(DATA_ROOT)
+	.venv/bin/python -m benchmarks.gradient_step --output results $(DATA_ROOT)
 
 # One page of what is in results/, in results/report.html.
 report: $(INSTALLED)

@@ -6,6 +6,7 @@ start and after a jump, still go through autograd.
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,9 +25,13 @@ NUM_TIMES = NUM_STAGES - 1
 class CompiledForwardSystem(ForwardSystem):
     """The state alone, with whole attempts."""
 
+    def __init__(self, vector_field: AutogradField, shape: torch.Size, *, keeps_last_step: bool):
+        super().__init__(vector_field, shape, keeps_last_step=keeps_last_step)
+        self.compiled = _compiled(_attempt_forward, shape, _structure(vector_field.func))
+
     def attempt(self, *of_step) -> tuple[Tensor, Tensor, Tensor]:
         """The slopes of the stages after the first (stages - 1, size), the end (size), and the error ratio."""
-        return _call(_attempt_forward, self.field.func, self.shape, *of_step)
+        return self.compiled(self.field.func, self.shape, *of_step)
 
 
 class CompiledSeminormSystem(SeminormSystem):
@@ -40,7 +45,17 @@ class CompiledSeminormSystem(SeminormSystem):
         super().__init__(vector_field, shape, integrals)
         self.first_product = torch.zeros_like(integrals)
         """The parameters' slope at the first stage."""
-        self.names = tuple(name for name, parameter in vector_field.func.named_parameters() if parameter.requires_grad)
+        func = vector_field.func
+        trained = [parameter for parameter in func.parameters() if parameter.requires_grad]
+        numbers = {id(parameter): number for number, parameter in enumerate(trained)}
+        self.places = tuple(
+            (f"{path}.{name}" if path else name, numbers[id(parameter)])
+            for path, module in func.named_modules()
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if parameter.requires_grad
+        )
+        """Where `func` has which of the parameters: a tied one in several places, each named once."""
+        self.compiled = _compiled(_attempt_backward, shape, _structure(func))
 
     def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
         super().evaluate(stage, t, is_last_step=is_last_step)
@@ -50,9 +65,9 @@ class CompiledSeminormSystem(SeminormSystem):
 
     def attempt(self, *of_step) -> tuple[Tensor, Tensor, Tensor]:
         """As that of `CompiledForwardSystem`."""
-        differentiated = (self.names, self.field.parameters, self.first_product)
-        slopes, end, ratio, self.last_product, self.rate = _call(
-            _attempt_backward, self.field.func, self.shape, *of_step, *differentiated
+        differentiated = (self.places, self.field.parameters, self.first_product)
+        slopes, end, ratio, self.last_product, self.rate = self.compiled(
+            self.field.func, self.shape, *of_step, *differentiated
         )
         return slopes, end, ratio
 
@@ -76,29 +91,112 @@ class CompiledSolver(Solver):
         return ratio
 
 
-def _call(function: Callable, func: nn.Module, shape: torch.Size, *arguments: Any) -> tuple[Tensor, ...]:
-    """What the compiled function returns.
+def prepare(solver: CompiledSolver, backward_blocks: Sequence[Block] | None) -> None:
+    """Compile the attempts that a solve will make, before its first step.
+
+    Args:
+        solver: that of the forward solve, which has begun.
+        backward_blocks: the norm of the backward solve, if there will be one.
 
     Raises:
-        ValueError: if it cannot be compiled, or would be compiled over and over again.
+        ValueError: if they cannot be compiled.
     """
-    try:
-        return _compiled(function, type(func), shape)(func, shape, *arguments)
-    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-        reason, cause = "it changes so often that it would be compiled again and again", error
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason, cause = " ".join(str(error).split("\n\n")[0].split()), error
-    raise ValueError(
-        f"func, a {type(func).__name__}, cannot be compiled as a whole ({reason}): leave compile=True away"
-    ) from cause
+    system, start, slope = solver.system, solver.start, solver.slopes[0]
+    func = system.field.func
+    # What comes out is not used.
+    numbers = start.new_full((NUM_TIMES + NUM_STAGES + 3,), solver.t0)
+    system.compiled.prepare(func, lambda: system.attempt(tuple(solver.blocks), start, slope, numbers))
+    if backward_blocks is not None:
+        size = sum(system.field.parameter_sizes) + 1
+        backward = CompiledSeminormSystem(system.field, system.shape, start.new_zeros(size))
+        zeros = torch.zeros_like(start)
+        of_step = tuple(backward_blocks), torch.cat([start, zeros]), torch.cat([slope, zeros]), numbers
+        backward.compiled.prepare(func, lambda: backward.attempt(*of_step))
 
 
-@functools.cache
-def _compiled(function: Callable, kind: type, shape: torch.Size) -> Callable:
-    # torch keeps only a few compiled forms of one code object, so each class of field and shape gets a copy of its own.
-    copy = types.FunctionType(function.__code__.replace(), function.__globals__)
-    # Not at the import of this module: it takes seconds.
-    return torch.compile(copy, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+class _Compiled:
+    """A function as torch.compile makes one of it, called with `func` first.
+
+    torch makes a new form of it whenever something that it has read in `func` is another, and keeps a few of them. They
+    are released with this object.
+    """
+
+    def __init__(self, function: Callable):
+        # torch keeps the forms with the code, so this has a copy of its own.
+        self.code = function.__code__.replace()
+        # Not at the import of this module: it takes seconds.
+        self.function = torch.compile(
+            types.FunctionType(self.code, function.__globals__),
+            fullgraph=True,
+            dynamic=False,
+            options={"cpp_wrapper": True},
+        )
+        self.owner: weakref.ref | None = None
+        """Whose the oldest form is; None until the first is made."""
+        weakref.finalize(self, torch._dynamo.reset_code, self.code).atexit = False
+
+    def prepare(self, func: nn.Module, attempt: Callable[[], object]) -> None:
+        """Call `attempt`, which calls this with `func`, unless that was done; twice, to see that it has settled."""
+        if self.owner is None:
+            attempt()
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                attempt()
+            self.owner = _owner(func)
+
+    def __call__(self, func: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
+        """What the function returns.
+
+        Raises:
+            ValueError: if it cannot be compiled, or would be compiled over and over again.
+        """
+        dynamo = torch._dynamo.exc
+        try:
+            return self.function(func, *arguments)
+        except dynamo.FailOnRecompileLimitHit as error:
+            if self.owner() is not _owner(func)():
+                self.owner = _owner(func)
+                torch._dynamo.reset_code(self.code)
+                return self(func, *arguments)
+            reason, cause = "it changes so often that it would be compiled again and again", error
+        except dynamo.RecompileError as error:
+            reason, cause = "it changes whenever it is called, so it would be compiled again and again", error
+        except dynamo.TorchDynamoException as error:
+            reason, cause = " ".join(str(error).split("\n\n")[0].split()), error
+        raise ValueError(f"func cannot be compiled as a whole ({reason}): leave compile=True away") from cause
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(function: Callable, shape: torch.Size, structure: tuple) -> _Compiled:
+    """The compiled `function` for all modules of one `structure` and states of one shape."""
+    return _Compiled(function)
+
+
+def _owner(func: nn.Module) -> weakref.ref:
+    """Something that stays when `func` is wrapped anew for another solve: its first parameter, if it has one."""
+    return weakref.ref(next(func.parameters(), func))
+
+
+def _structure(func: nn.Module) -> tuple:
+    """In what modules must agree to share what is compiled: their classes, and all about their tensors but the values.
+
+    Other attributes are left to torch, which compiles anew only for those that it has read.
+    """
+    numbers: dict[int, int] = {}
+    named_tensors = (*func.named_parameters(remove_duplicate=False), *func.named_buffers(remove_duplicate=False))
+    tensors = [
+        (
+            name,
+            numbers.setdefault(id(tensor), len(numbers)),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+            tensor.device,
+            tensor.requires_grad,
+        )
+        for name, tensor in named_tensors
+    ]
+    modules = [(name, type(module)) for name, module in func.named_modules(remove_duplicate=False)]
+    return (*modules, *tensors)
 
 
 def _attempt(
@@ -133,7 +231,7 @@ def _attempt_backward(
     start: Tensor,
     first_slope: Tensor,
     numbers: Tensor,
-    names: Sequence[str],
+    places: Sequence[tuple[str, int]],
     parameters: Sequence[Tensor],
     first_product: Tensor,
 ) -> tuple[Tensor, ...]:
@@ -141,7 +239,8 @@ def _attempt_backward(
     products = [first_product]
 
     def derivative(parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
-        return torch.func.functional_call(func, dict(zip(names, parameters, strict=True)), (t, z))
+        named = {name: parameters[number] for name, number in places}
+        return torch.func.functional_call(func, named, (t, z), tie_weights=False)
 
     def slope_at(t: Tensor, state: Tensor) -> Tensor:
         z, adjoint = state.view(2, *shape).unbind()

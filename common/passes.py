@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .callbacks import Listener
-from .compiled import CompiledForwardSystem, CompiledSeminormSystem, CompiledSolver
+from .compiled import CompiledForwardSystem, CompiledSeminormSystem, CompiledSolver, prepare
 from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
 from .field import Field
@@ -111,6 +111,8 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
     solution = y0.new_empty(len(times), *y0.shape)
     solution[0] = y0
     solver.begin(times[0], times[-1], y0.reshape(-1), first_step=plan.first_step)
+    if plan.compile:
+        prepare(solver, plan.backward_blocks)
     for index, time in enumerate(times[1:], start=1):
         while not solver.has_passed(time):
             solver.advance()

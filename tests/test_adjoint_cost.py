@@ -127,6 +127,13 @@ def test_warm_segments_end_at_the_output_times(times):
     assert done.nfe == len(stops) - 1 + 6 * (done.num_accepted + done.num_rejected)
 
 
+def test_a_warm_start_stops_at_an_output_time_though_a_jump_lies_beyond():
+    times = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+    solved = differentiate(Network(), random(3), times, jump_t=[0.5], rtol=1e-4, atol=1e-4, warm_start=True)
+    evaluated = solved.statistics.backward.evaluation_times
+    assert min(evaluated[: evaluated.index(1.0)]) > 1
+
+
 def test_a_warm_start_carries_the_step_on_from_segment_to_segment():
     """Steps cut short by an output time do not make the next ones short."""
     options = dict(rtol=1e-4, atol=1e-4, warm_start=True)

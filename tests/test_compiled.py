@@ -1,6 +1,9 @@
 """Compiled attempts do what eager ones do."""
 
+import functools
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -15,15 +18,35 @@ KINKS = (0.5, 1.7, 2.0)
 TIGHT = dict(rtol=1e-6, atol=1e-8)
 
 
-compiles = pytest.mark.skipif(
-    "ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler takes no notice of ATEN_CPU_CAPABILITY"
-)
+@pytest.fixture
+def caches(monkeypatch):
+    """Nothing is compiled yet, and no more than two functions are kept."""
+    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(maxsize=2)(compiled._compiled.__wrapped__))
 
 
 @pytest.fixture
-def traced(monkeypatch):
+def traced(monkeypatch, caches):
     """What would be compiled runs as it is, which is enough to compare numbers."""
-    monkeypatch.setattr(compiled, "_compiled", lambda function, *_: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
+def graphs(monkeypatch, caches):
+    """torch.compile finds out what to compile, but makes no kernels; each graph that it found, as a weak reference.
+
+    Two forms of a function are kept.
+    """
+    found, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        found.append(weakref.ref(graph))
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compile(function, fullgraph=True, dynamic=False, backend=backend)
+    )
+    with torch._dynamo.config.patch(recompile_limit=2):
+        yield found
 
 
 class Kinked(nn.Module):
@@ -79,7 +102,7 @@ def test_a_field_without_parameters():
     compare(Rotation(), random(2), T, **TIGHT)
 
 
-@compiles
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
 def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
     compare(Kinked(), random(4, 3), T, jump_t=KINKS, **TIGHT)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -90,28 +113,110 @@ def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
             compare(func, random(4, 3, seed=seed), T * 0.9, jump_t=KINKS, rtol=1e-5, atol=1e-6, warm_start=True)
 
 
-@compiles
-def test_what_cannot_be_compiled_is_said():
+class Scaled(nn.Module):
+    """A number that torch.compile takes as a constant, times the state of one or more tensors."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, t, y):
+        return self.scale * y if isinstance(y, torch.Tensor) else tuple(self.scale * piece for piece in y)
+
+
+class Tied(nn.Module):
+    """A network with a weight in two places of one module, a layer in two others, and its weight in a third layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3, dtype=F64)
+        self.first.weight = self.weight = nn.Parameter(random(3, 3))
+        self.layers = nn.ModuleList([self.first, nn.Linear(3, 3, dtype=F64), self.first])
+        self.layers[1].weight = self.weight
+
+    def forward(self, t, y):
+        for layer in self.layers:
+            y = torch.tanh(layer(y))
+        return y @ self.weight
+
+
+LOOSE = dict(rtol=1e-2, atol=1e-2, compile=True)
+
+
+def test_models_of_any_number_of_widths(graphs):
+    with torch.no_grad():
+        for width in (4, 5, 6, 7):
+            solve(Network(width=width), random(2, 3), T, **LOOSE)
+
+
+def test_models_that_differ_in_a_number(graphs):
+    for scale in (0.1, 0.2, 0.3, 0.4):
+        y = solve(Scaled(scale), random(2), T, **LOOSE).y
+        assert distance(y, random(2) * torch.exp(scale * T)[:, None]) < 1e-2
+
+
+def test_fields_of_tuples_of_one_size(graphs):
+    shapes = [[(2, 3), (6,)], [(6,), (2, 3)], [(3, 2), (6,)]]
+    for scale, (first, second) in zip((0.1, 0.2, 0.3), shapes, strict=True):
+        for kind in (Scaled, type("Other", (Scaled,), {})):
+            y, z = solve(kind(scale), (random(*first), random(*second)), T, **LOOSE).y
+            assert distance(y[-1], random(*first) * torch.exp(scale * T[-1])) < 1e-2
+            assert distance(z[-1], random(*second) * torch.exp(scale * T[-1])) < 1e-2
+
+
+def test_a_weight_in_two_places(graphs):
+    compare(Tied(), random(2, 3), T[[0, 1]], rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_not_used_for_long_is_released(graphs):
+    with torch.no_grad():
+        for size in (2, 3, 4):
+            solve(Scaled(0.1), random(size), T, **LOOSE)
+        solve(Scaled(0.1), random(3), T, **LOOSE)
+    gc.collect()
+    assert [graph() is not None for graph in graphs] == [False, True, True]
+
+
+def test_no_more_than_some_are_kept():
+    assert compiled._compiled.cache_info().maxsize < 100
+
+
+def test_what_cannot_be_compiled_is_said(graphs):
     class Undecided(nn.Module):
         def forward(self, t, y):
             return y if y.sum() > 0 else -y
 
-    with pytest.raises(
-        ValueError, match=r"func, a Undecided, cannot be compiled as a whole \(.+\): leave compile=True"
-    ):
-        differentiate(Undecided(), random(1), T, rtol=1e-3, atol=1e-3, compile=True)
+    with pytest.raises(ValueError, match=r"func cannot be compiled as a whole \(.+\): leave compile=True"):
+        solve(Undecided(), random(1), T, **LOOSE)
 
 
-@compiles
-def test_what_changes_from_solve_to_solve_is_refused():
-    class Moody(Network):
+def test_what_cannot_be_differentiated_when_compiled_is_said_before_the_solve(graphs):
+    class Detached(Network):
         def forward(self, t, y):
-            return super().forward(t, y) * self.mood
+            return super().forward(t, y).detach().requires_grad_()
 
-    func, options = Moody(), dict(rtol=1e-2, atol=1e-2, compile=True)
-    with torch.no_grad(), torch._dynamo.config.patch(cache_size_limit=1):
-        func.mood = 1
-        solve(func, random(1, 3), T, **options)
-        func.mood = 2
-        with pytest.raises(ValueError, match=r"a Moody, cannot be .* compiled again and again"):
-            solve(func, random(1, 3), T, **options)
+    with torch.no_grad():
+        solve(Detached(), random(2, 3), T, **LOOSE)
+    with pytest.raises(ValueError, match=r"func cannot be compiled as a whole \(.+\): leave compile=True"):
+        solve(Detached(), random(2, 3), T, **LOOSE)
+
+
+def test_what_changes_from_solve_to_solve_is_refused(graphs):
+    func = Scaled(0.1)
+    solve(func, random(1), T, **LOOSE)
+    func.scale = 0.2
+    solve(func, random(1), T, **LOOSE)
+    func.scale = 0.3
+    with pytest.raises(ValueError, match=r"func cannot be .* compiled again and again"):
+        solve(func, random(1), T, **LOOSE)
+
+
+def test_what_changes_with_every_call_is_refused_at_once(graphs):
+    class Counting(Scaled):
+        def forward(self, t, y):
+            self.scale += 1
+            return super().forward(t, y)
+
+    with pytest.raises(ValueError, match=r"func cannot be .* changes whenever it is called"):
+        solve(Counting(0), random(1), T, **LOOSE)
+    assert len(graphs) == 1
