@@ -38,7 +38,7 @@ def main(options: Options) -> None:
     output = Path(options.output or Path(options.results_dir, "report.html"))
     page = make_page(options.results_dir, options.preset, output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)
-    files.write(output, page.encode())
+    files.replace(output, page.encode())
     print(f"Wrote {output}")
 
 

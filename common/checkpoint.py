@@ -3,7 +3,6 @@
 import hashlib
 import io
 import math
-import os
 import signal
 import threading
 from dataclasses import asdict, dataclass, field
@@ -39,7 +38,6 @@ class Checkpoint:
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
         self.identity = identity
-        self._partial = path.with_name(f"{path.name}.partial")
         self._lock = FileLock(f"{path}.lock")
 
     def __enter__(self) -> "Checkpoint":
@@ -65,8 +63,7 @@ class Checkpoint:
         torch.save({"schema": SCHEMA, "identity": self.identity, "state": state}, buffer)
         content = buffer.getbuffer()
         try:
-            files.write(self._partial, hashlib.sha256(content).digest(), content)
-            os.replace(self._partial, self.path)
+            files.replace(self.path, hashlib.sha256(content).digest(), content)
         except OSError as error:
             raise TrainingFailed(
                 f"the checkpoint {self.path} cannot be written ({error.strerror}), and what it held before is kept: "
@@ -102,8 +99,8 @@ class Checkpoint:
 
     def delete(self) -> None:
         """Removes the file, and what a kill in mid-write may have left."""
-        self.path.unlink(missing_ok=True)
-        self._partial.unlink(missing_ok=True)
+        for path in (self.path, files.partial(self.path)):
+            path.unlink(missing_ok=True)
 
 
 @dataclass

@@ -1,17 +1,33 @@
-"""Files that are whole or absent: checkpoints and results are written so."""
+"""Files that are whole or absent: checkpoints, results, tables, figures and the report are written so."""
 
 import os
 from pathlib import Path
 
 
-def write(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file, all the way to the disk. If that fails, because the disk is full for example, none is left."""
+def partial(path: Path) -> Path:
+    """Where `replace` writes what is to be at `path`."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def replace(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file in place of what is at `path`. Killed at any moment, this leaves the old file or the new one.
+
+    The new file is written beside the old one, at `partial(path)`, all the way to the disk, and then renamed. No
+    symbolic link of either name is followed. One process at a time may do this to a path.
+
+    Raises:
+        OSError: if there is no room, for example; the old file stays, and no part of the new one.
+    """
+    beside = partial(path)
+    beside.unlink(missing_ok=True)
     try:
-        with path.open("wb") as file:
+        # "x" follows no link that someone may have put there since.
+        with beside.open("xb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(beside, path)
     except BaseException:
-        path.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise

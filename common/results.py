@@ -12,13 +12,13 @@ import math
 import os
 import re
 import reprlib
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from . import files
@@ -165,25 +165,20 @@ def place(content: bytes, weights: bytes | memoryview | None, directory: Path) -
     Raises:
         OSError: as `save`.
     """
-    partial = directory / f"{uuid.uuid4().hex}.partial"
-    partial_weights = partial.with_suffix(".pt.partial")
-    try:
-        files.write(partial, content)
-        if weights is not None:
-            files.write(partial_weights, weights)
-        for run in itertools.count():
-            path = directory / f"{run}.json"
-            try:
-                # Unlike a rename, a link fails if the name is taken.
-                os.link(partial, path)
-            except FileExistsError:
-                continue
-            break
-        if weights is not None:
-            os.replace(partial_weights, path.with_suffix(".pt"))
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_weights.unlink(missing_ok=True)
+    with FileLock(directory / "save.lock"):
+        # A link may be a dead one, for which `exists` is False.
+        run = next(run for run in itertools.count() if not os.path.lexists(directory / f"{run}.json"))
+        path, path_of_weights = directory / f"{run}.json", directory / f"{run}.pt"
+        # What a process that was killed in here has left, which would pass for the weights of this run.
+        path_of_weights.unlink(missing_ok=True)
+        try:
+            # The weights come first: no completed run is ever without them.
+            if weights is not None:
+                files.replace(path_of_weights, weights)
+            files.replace(path, content)
+        except OSError:
+            path_of_weights.unlink(missing_ok=True)
+            raise
     return path
 
 

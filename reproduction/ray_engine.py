@@ -201,9 +201,7 @@ def _file(task: Task, reference: ray.ObjectRef) -> Status:
         place(json.dumps(stored).encode(), left.weights, directory)
     checkpoint = task.run.path(task.results_dir, ".checkpoint")
     if left.checkpoint is not None:
-        partial_path = checkpoint.with_name(f"{checkpoint.name}.partial")
-        files.write(partial_path, left.checkpoint)
-        os.replace(partial_path, checkpoint)
+        files.replace(checkpoint, left.checkpoint)
     elif left.returncode == 0:
         checkpoint.unlink(missing_ok=True)
     return task.outcome(left.returncode)
