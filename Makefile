@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION = ignore
 
 # DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample.
 run: $(INSTALLED)
-	.venv/bin/python tables.py --preset quick $(if $(DATA),--data-root "$(DATA)")
+	.venv/bin/python tables.py run quick $(if $(DATA),--data-root "$(DATA)")
 
 test: $(INSTALLED)
 	.venv/bin/ruff check .

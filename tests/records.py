@@ -14,11 +14,11 @@ TIMES = {
 
 
 def speech(norm, seed=0, **settings):
-    return Run("speech_commands", {"norm": norm, "seed": seed, **settings})
+    return Run("speech_commands", {"norm": norm, "seed": seed, **settings}, "all")
 
 
 def acrobot(norm, seed=0, **settings):
-    return Run("acrobot", {"norm": norm, "seed": seed, **settings})
+    return Run("acrobot", {"norm": norm, "seed": seed, **settings}, "all")
 
 
 def result(run, nfe, *, accuracy=0.9, loss=0.5, cpu_seconds=(5.0, 6.0), split="all", config=None, **changes):
