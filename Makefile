@@ -15,7 +15,7 @@ override export DATA := $(value DATA)
 DATA_ROOT = $(if $(DATA),--data-root "$$DATA")
 
 run: $(INSTALLED)
-	.venv/bin/python tables.py --preset quick $(DATA_ROOT)
+	.venv/bin/python tables.py run quick $(DATA_ROOT)
 	@echo 'For further commands type ". .venv/bin/activate" once, or write .venv/bin/python in place of python.'
 
 test: $(INSTALLED)

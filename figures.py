@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common import command_line
+from common import command_line, files
 from common.results import load_all
 from reproduction import diagnostic_figures, run_figures, time_figures
 from reproduction.runs import EXPERIMENTS
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
     logging.basicConfig(format="%(message)s")
     output = Path(options.output or Path(options.results_dir, "figures"))
     output.mkdir(parents=True, exist_ok=True)
-    files = {}
+    drawn = {}
     lacking = []
     for name, draw in figures(options.results_dir).items():
         try:
@@ -66,15 +66,15 @@ def main(options: Options) -> None:
         except NothingToDraw as reason:
             lacking.append(f"{name}: {reason}")
             continue
-        files |= {f"{name}.{kind}": render(figure, kind) for kind in FORMATS}
+        drawn |= {f"{name}.{kind}": render(figure, kind) for kind in FORMATS}
     try:
         control = diagnostic_figures.read(options.results_dir, "control")
-        files[ANIMATION] = diagnostic_figures.control_animation(control)
+        drawn[ANIMATION] = diagnostic_figures.control_animation(control)
     except NothingToDraw as reason:
         lacking.append(f"{ANIMATION}: {reason}")
-    for name, content in files.items():
-        (output / name).write_bytes(content)
-    print(f"Drew {len(files)} files in {output}")
+    for name, content in drawn.items():
+        files.replace(output / name, content)
+    print(f"Drew {len(drawn)} files in {output}")
     for sentence in lacking:
         print(f"Not drawn: {sentence}", file=sys.stderr)
     sys.exit(1 if lacking else 0)

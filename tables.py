@@ -1,4 +1,4 @@
-"""Reruns the paper: does the runs of a preset that are missing and prints their tables, `python tables.py --help`."""
+"""Reruns the paper: trains the runs of a preset and prints their tables, `python tables.py --help`."""
 
 if __name__ == "__main__":
     from common import command_line
@@ -11,112 +11,215 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from common import command_line
+from common import command_line, files
 from common.results import load_all
 from reproduction import typesetting
 from reproduction.local_engine import devices_of, run_locally
-from reproduction.runs import EXPERIMENTS, PRESETS, Run, preset_runs
-from reproduction.status import Status, estimated_seconds, statuses
+from reproduction.published import SCALES
+from reproduction.runs import EXPERIMENTS, PRESETS, Run, load_data, preset_runs
+from reproduction.status import Status, estimated_seconds, on_found_data, statuses
 from reproduction.sweep import Engine, sweep
+from reproduction.timing import Sample, rough_seconds
 
-README = Path(__file__).with_name("README.md")
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+REFERENCE = str(ROOT / "reference")
+"""The committed runs."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """Does the runs of a preset that are missing, and prints their tables.
+class Selection:
+    """Which runs a command is about."""
+
+    preset: tyro.conf.Positional[Literal[tuple(PRESETS)]]
+    """Quick: minutes on a CPU, reproduces no figure. Cpu: hours, reduced. Paper: everything as published."""
+    experiments: tuple[Literal[EXPERIMENTS], ...] = EXPERIMENTS
+    """Which experiments."""
+    seeds: int | None = None
+    """Runs of each condition, in place of the preset's own number."""
+    data_root: str | None = None
+    """Folder with the Speech Commands recordings. By default they are downloaded; quick has a synthetic sample."""
+    results_dir: str = "results"
+    """Folder of the results files."""
+
+    def __post_init__(self):
+        for name in ("seeds", "jobs"):
+            number = getattr(self, name, None)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}, but must be at least 1")
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs, with no look at their data."""
+        return preset_runs(self.preset, experiments=self.experiments, data_root=self.data_root, num_seeds=self.seeds)
+
+
+@dataclass(frozen=True)
+class Train(Selection):
+    """Trains the runs of a preset that the results folder lacks, and prints the tables.
 
     It may be stopped and started again at any time, and several may work on one results folder. It exits with 0 if
     every run is done, 1 if one failed, 2 for what cannot be used, 130 after Ctrl-C and 143 after SIGTERM.
     """
 
-    experiments: tyro.conf.Positional[tuple[Literal[EXPERIMENTS], ...]] = EXPERIMENTS
-    """Which experiments."""
-    preset: Literal[tuple(PRESETS)] = "paper"
-    """Quick: minutes on a CPU, reproduces no figure. Cpu: hours, reduced. Paper: everything as published."""
     device: str = "cpu"
     """Where to train: cpu, cuda for all GPUs, or one of them, such as cuda:1."""
-    seeds: int | None = None
-    """Runs of each condition, in place of the preset's own number."""
     jobs: int | None = None
     """Runs at a time; by default one on each device. They share the GPUs, and divide the CPU's threads."""
-    data_root: str | None = None
-    """Folder with the Speech Commands recordings. By default they are downloaded; quick has a synthetic sample."""
-    results_dir: str = "results"
-    """Folder of the results files."""
     engine: Literal["local", "ray"] = "local"
     """Local: processes of this machine. Ray: a cluster, whose address is in RAY_ADDRESS."""
-    render: bool = False
-    """Train nothing: print the tables of what is there."""
-    dry_run: bool = False
-    """Train nothing: list what is done, failed and missing, and how long that may take."""
     retry_failed: bool = False
     """Also do again what failed before."""
+
+
+@dataclass(frozen=True)
+class Plan(Selection):
+    """Trains nothing: lists which runs are done, failed and missing, and roughly how long that takes."""
+
+    device: str = "cpu"
+    """Where they would train."""
+    retry_failed: bool = False
+    """Count what failed before as missing."""
+
+
+@dataclass(frozen=True)
+class Show(Selection):
+    """Trains nothing: prints the tables of the results that are there, of whatever recordings most of them are."""
+
     format: Literal[typesetting.FORMATS] = "terminal"
     """How to print the tables."""
     all_seeds: bool = False
     """A row for each run in place of one for each condition."""
-    write_readme: bool = False
-    """With --render: also put the tables into README.md, in place of those that it has."""
+
+
+@dataclass(frozen=True)
+class Readme:
+    """Trains nothing: puts the tables into README.md, in place of those that it has."""
+
+    preset: Literal[tuple(PRESETS)] = "cpu"
+    """Whose tables."""
+    results_dir: str = REFERENCE
+    """Folder of the results files."""
     check: bool = False
-    """With --render: exit with 1 if README.md has other tables than these."""
-
-    def __post_init__(self):
-        for name in ("seeds", "jobs"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}, but must be at least 1")
+    """Write nothing; exit with 1 if README.md has other tables than these."""
 
 
-def main(options: Options) -> None:
+def main(options: Train | Plan | Show | Readme) -> None:
     """What the command line asks for."""
-    runs = preset_runs(
-        options.preset, experiments=options.experiments, data_root=options.data_root, num_seeds=options.seeds
-    )
+    {Train: train, Plan: plan, Show: show, Readme: readme}[type(options)](options)
+
+
+def train(options: Train) -> None:
+    """Trains what is missing, says before what that is, and prints the tables."""
+    runs, samples = options.runs, {}
+    print(f"Preset {options.preset}: {PRESETS[options.preset].__doc__}", file=sys.stderr)
     if options.engine == "local":
         # Refuses an unknown device before anything starts.
         replace(runs[0].config, device=options.device)
-    if options.dry_run:
-        print(plan(runs, options))
-        return
-    if options.render:
-        standing = statuses(runs, options.results_dir)
-    else:
-        print(f"Preset {options.preset}: {PRESETS[options.preset].__doc__}", file=sys.stderr)
-        standing = sweep(
-            runs,
-            engine_of(options),
-            results_dir=options.results_dir,
-            device=options.device,
-            retry_failed=options.retry_failed,
-        )
-    tables = partial(typesetting.render, standing, load_all(options.results_dir).values(), all_seeds=options.all_seeds)
-    print(tables(format=options.format), end="")
-    if options.write_readme or options.check:
-        update_readme(tables(format="markdown"), check=options.check)
-    failures = [f"{status.run}: {status.reason}" for status in standing if status.state == "failed"]
-    if failures:
-        print(f"\n{len(failures)} failed; --retry-failed tries again:", *failures, sep="\n", file=sys.stderr)
-    if not options.render and any(status.state != "done" for status in standing):
+        runs, samples = with_data(runs, may_download=True)
+    runs = on_found_data(runs, load_all(options.results_dir).values())
+    standing = standing_of(runs, options)
+    missing = [status.run for status in standing if status.state == "missing"]
+    guesses = seconds_of(missing, samples, options)
+    print(_outlook(standing, guesses, options.results_dir), file=sys.stderr)
+    standing = sweep(
+        runs,
+        engine_of(options),
+        results_dir=options.results_dir,
+        device=options.device,
+        retry_failed=options.retry_failed,
+        guesses={run.identity: seconds for run, seconds in zip(missing, guesses, strict=True)},
+    )
+    # Where the data are on other machines, the results tell which they are.
+    runs = on_found_data(runs, load_all(options.results_dir).values())
+    standing = [replace(status, run=run) for status, run in zip(standing, runs, strict=True)]
+    print_tables(standing, options.results_dir)
+    if any(status.state != "done" for status in standing):
         sys.exit(1)
 
 
-def update_readme(text: str, *, check: bool) -> None:
+def plan(options: Plan) -> None:
+    """A line for each run: how it stands with it, and about how long it takes; a sum of what is missing."""
+    runs, samples = with_data(options.runs, may_download=False)
+    runs = on_found_data(runs, load_all(options.results_dir).values())
+    standing = standing_of(runs, options)
+    seconds = seconds_of(runs, samples, options)
+    for status, second in zip(standing, seconds, strict=True):
+        reason = f" ({status.reason})" if status.reason else ""
+        print(f"{status.state:8}{_duration(second):>8}  {status.run}{reason}")
+    missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
+    print(_outlook(standing, missing, options.results_dir))
+    if any(map(_is_download, runs)):
+        print("A training would download the recordings. Until then, done is what most results here were trained on.")
+
+
+def show(options: Show) -> None:
+    """Prints the tables of what is there."""
+    runs = on_found_data(options.runs, load_all(options.results_dir).values())
+    standing = statuses(runs, options.results_dir)
+    print_tables(standing, options.results_dir, format=options.format, all_seeds=options.all_seeds)
+
+
+def readme(options: Readme) -> None:
     """Puts the tables into README.md; with `check`, only exits with 1 if other tables are there."""
+    results = load_all(options.results_dir).values()
+    standing = statuses(on_found_data(preset_runs(options.preset), results), options.results_dir)
     document = README.read_text(encoding="utf-8")
-    updated = typesetting.insert(document, text)
+    updated = typesetting.insert(document, typesetting.render(standing, results, format="markdown"))
     if updated == document:
         return
-    if check:
-        sys.exit(f"The tables in {README.name} are not those of the results: write them with --write-readme.")
-    README.write_text(updated, encoding="utf-8")
+    if options.check:
+        sys.exit(f"The tables in {README.name} are not those of the results: write them by `python tables.py readme`.")
+    files.replace(README, updated.encode())
 
 
-def engine_of(options: Options) -> Engine:
+def print_tables(standing: Sequence[Status], results_dir: str, **options) -> None:
+    """Prints the tables of these runs, and on stderr which of them failed; `options` are those of `render`."""
+    print(typesetting.render(standing, load_all(results_dir).values(), **{"format": "terminal", **options}), end="")
+    failures = [f"{status.run}: {status.reason}" for status in standing if status.state == "failed"]
+    if failures:
+        print(f"\n{len(failures)} failed; --retry-failed tries again:", *failures, sep="\n", file=sys.stderr)
+
+
+def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], dict[tuple, Sample]]:
+    """The runs with the digests of their data, and samples of these; every data set is loaded once.
+
+    Unless it `may_download` the recordings, runs on these stay without, and their sample is of the synthetic sounds.
+    """
+    digests, samples = {}, {}
+    for run in runs:
+        if run.data_key in samples:
+            continue
+        if may_download or not _is_download(run):
+            data = load_data(run.experiment, run.config)
+            digests[run.data_key], samples[run.data_key] = data.digest, Sample.of(data)
+        else:
+            data = load_data(run.experiment, replace(run.config, data_root="synthetic"))
+            num_training = SCALES[run.experiment].training_samples
+            samples[run.data_key] = replace(Sample.of(data), num_training=num_training)
+    return [replace(run, digest=digests.get(run.data_key)) for run in runs], samples
+
+
+def standing_of(runs: Sequence[Run], options: Train | Plan) -> list[Status]:
+    """How it stands with the runs; what failed counts as missing if it is to be done again."""
+    return statuses(runs, options.results_dir, retry_before=math.inf if options.retry_failed else 0.0)
+
+
+def seconds_of(runs: Sequence[Run], samples: dict[tuple, Sample], options: Train | Plan) -> list[float | None]:
+    """About how long each run takes, by completed runs or else by a timed step; None if its data are not here."""
+    results = list(load_all(options.results_dir).values())
+    seconds = dict(zip([run.identity for run in runs], estimated_seconds(runs, results, options.device), strict=True))
+    unknown = [run for run in runs if seconds[run.identity] is None and run.data_key in samples]
+    guesses = rough_seconds(unknown, samples, [*load_all(REFERENCE).values(), *results], options.device)
+    seconds |= zip([run.identity for run in unknown], guesses, strict=True)
+    return list(seconds.values())
+
+
+def engine_of(options: Train) -> Engine:
     if options.engine == "ray":
         from reproduction import ray_engine
 
@@ -124,22 +227,23 @@ def engine_of(options: Options) -> Engine:
     return partial(run_locally, devices=devices_of(options.device, options.jobs))
 
 
-def plan(runs: Sequence[Run], options: Options) -> str:
-    """A line for each run: how it stands with it, and about how long it takes; a sum of what is missing."""
-    seconds = estimated_seconds(runs, load_all(options.results_dir).values(), options.device)
-    standing = statuses(runs, options.results_dir, retry_before=math.inf if options.retry_failed else 0.0)
-    lines = [_planned(status, second) for status, second in zip(standing, seconds, strict=True)]
-    missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
-    known = [second for second in missing if second is not None]
-    total = f"{len(missing)} of {len(runs)} runs are missing: about {_duration(sum(known))} of training"
-    if len(known) < len(missing):
-        total += f" and {len(missing) - len(known)} runs of unknown length"
-    return "\n".join([*lines, total])
+def _is_download(run: Run) -> bool:
+    return run.settings.get("data_root", "") is None
 
 
-def _planned(status: Status, seconds: float | None) -> str:
-    reason = f" ({status.reason})" if status.reason else ""
-    return f"{status.state:8}{_duration(seconds):>8}  {status.run}{reason}"
+def _outlook(standing: Sequence[Status], seconds: Sequence[float | None], results_dir: str) -> str:
+    """What is done, what is to be trained, and how long that takes: `seconds` are those of the missing runs."""
+    counts = {state: sum(status.state == state for status in standing) for state in ("done", "failed", "missing")}
+    sentence = f"{counts['done']} of {len(standing)} runs are done in {results_dir}; "
+    if counts["failed"]:
+        sentence += f"{counts['failed']} failed before and stay so without --retry-failed; "
+    if not counts["missing"]:
+        return sentence + "there is nothing to train."
+    known = [second for second in seconds if second is not None]
+    time = f"roughly {_duration(sum(known))} of training, one after the other" if known else "for an unknown time"
+    if known and len(known) < len(seconds):
+        time += f", and {len(seconds) - len(known)} of unknown length"
+    return sentence + f"{counts['missing']} to train: {time}."
 
 
 def _duration(seconds: float | None) -> str:
@@ -149,5 +253,12 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02} h" if minutes else f"{seconds:.0f} s"
 
 
+COMMANDS = (
+    Annotated[Train, tyro.conf.subcommand("run")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Readme, tyro.conf.subcommand("readme")]
+)
+
 if __name__ == "__main__":
-    command_line.run(Options, main)
+    command_line.run(COMMANDS, main)

@@ -54,7 +54,7 @@ TIMES = torch.linspace(0, 10, 10)
 """Where the solution of the `NeuralODE` is wanted."""
 
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "reference"
 """Where `make bench` keeps its output, in a file for each kind of CPU."""
 
 SUMMARY = {

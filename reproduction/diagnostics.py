@@ -24,7 +24,7 @@ from common.results import Results, load_all
 
 from .control import swing_up
 from .gradients import drivers, gradient_errors, step_errors
-from .runs import EXPERIMENTS, TOLERANCES
+from .runs import EXPERIMENTS, TOLERANCES, load_data
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,12 @@ SETTINGS = {
     ),
 }
 
+CHEAPEST = {
+    "speech_commands": "--batch-size 128 --max-epochs 24 --metric-interval 2 --data-root FOLDER_OF_RECORDINGS",
+    "acrobot": "--max-epochs 3 --metric-interval 1",
+}
+"""Options of a short run: the preset cpu's. Some hundreds of recordings will do."""
+
 
 def trained_run(results_dir: str, experiment: str) -> tuple[Path, Results]:
     """The run to take weights from: of the completed ones that have some, the one that saw the most samples.
@@ -76,8 +82,9 @@ def trained_run(results_dir: str, experiment: str) -> tuple[Path, Results]:
     ]
     if not candidates:
         raise FileNotFoundError(
-            f"No completed run of {experiment} in {results_dir} has its weights (<run>.pt) beside it: make one by "
-            f"`python {experiment}.py --device cpu --norm seminorm --results-dir {results_dir}`."
+            f"No completed run of {experiment} in {results_dir} has its weights (<run>.pt) beside it. To train one for "
+            f"about ten minutes on a CPU: `python {experiment}.py --device cpu --norm seminorm {CHEAPEST[experiment]} "
+            f"--results-dir {results_dir}`."
         )
     return max(candidates)[2:]
 
@@ -91,10 +98,7 @@ def trained_model(experiment: str, config: TrainingConfig, weights: Path) -> nn.
 
 def test_set(experiment: str, config: TrainingConfig, digest: str) -> tuple[Tensor, ...]:
     """The tensors of the run's test set, on the CPU; a warning goes to the log if its split has another digest."""
-    settings = dict(batch_size=config.batch_size, device="cpu", generator=None)
-    names = ("data_root", "split") if experiment == "speech_commands" else ("num_trajectories", "torque")
-    settings.update({name: getattr(config, name) for name in names})
-    data = importlib.import_module(f"datasets.{experiment}").load(**settings)
+    data = load_data(experiment, config)
     if data.digest != digest:
         logger.warning("The data are not those that the weights were trained on: their split is another.")
     return data.test.tensors

@@ -24,8 +24,8 @@ from common.results import Results, load_all
 from . import diagnostic_figures, typesetting
 from .captions import CAPTIONS
 from .run_figures import norm_of
-from .runs import EXPERIMENTS, PRESETS, identity, preset_runs
-from .status import Status, statuses
+from .runs import EXPERIMENTS, PRESETS, identity_of, preset_runs
+from .status import Status, on_found_data, statuses
 from .style import LOOKS, WARM_START, NothingToDraw, render
 from .summary import collect
 from .typesetting import NOTHING, QUANTITIES, TITLES, Table, is_number, tolerances
@@ -41,7 +41,8 @@ PIXELS = 108
 
 def make_page(results_dir: str, preset: str, directory: Path) -> str:
     """The page about these results and the runs of this preset; its links start from `directory`, where it will lie."""
-    results, standing = load_all(results_dir), statuses(preset_runs(preset), results_dir)
+    results = load_all(results_dir)
+    standing = statuses(on_found_data(preset_runs(preset), results.values()), results_dir)
     collected = collect(standing, results.values())
     tables = typesetting.build(collected)
     coverage = _coverage(collected)
@@ -115,7 +116,7 @@ def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
                     "tolerances": row["rtol, atol"],
                     "norm": row["norm"],
                     "share": share,
-                    "interval": interval.rstrip(")"),
+                    "interval": interval.partition(",")[0],
                     "per_tensor": row.get("saved against `per-tensor`", NOTHING).partition(" (")[0],
                     "runs": row["runs"],
                     "paper": papers.get(row["rtol, atol"]) if row["norm"] == "`seminorm`" else None,
@@ -244,4 +245,4 @@ def _unrecorded(results: Iterable[Results], standing: Sequence[Status]) -> Itera
 
 def _identity(result: Results) -> str | None:
     """None for an experiment that is not of this project: its module is not ours to import."""
-    return identity(result.experiment, result.config) if result.experiment in EXPERIMENTS else None
+    return identity_of(result) if result.experiment in EXPERIMENTS else None

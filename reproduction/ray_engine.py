@@ -58,7 +58,7 @@ def connect(device: str, num_jobs: int | None = None) -> Engine:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r}, but on Ray it must be cpu or cuda: Ray chooses the GPU")
     if not ray.is_initialized():
-        code = {"working_dir": str(ROOT), "excludes": ["/.git", "/.venv", "/results"]}
+        code = {"working_dir": str(ROOT), "excludes": ["/.git", "/.venv", "/results", "/reference"]}
         try:
             ray.init(runtime_env=code, log_to_driver=False, logging_level="warning")
         except Exception as error:  # of many kinds, down to this one

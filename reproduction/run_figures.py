@@ -61,7 +61,7 @@ def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
     if not groups:
         raise NothingToDraw(
             f"There is no completed run of {experiment}: make one by `python {experiment}.py --device cpu --norm "
-            "seminorm`, or all by `python tables.py`."
+            "seminorm`, or all by `python tables.py run cpu`."
         )
     chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * num_batches_of(r) for r in group.values()))
     if len(mine) > len(chosen):
@@ -162,7 +162,7 @@ def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
     if table["rtol"].nunique() < 2:
         raise NothingToDraw(
             f"The runs of {results[0].experiment} have one pair of tolerances: make some with others, "
-            "by `python tables.py` or `--rtol` and `--atol`."
+            "by `python tables.py run cpu` or `--rtol` and `--atol`."
         )
     num_epochs = table.groupby([*TOLERANCES, "norm", "seed"])["epoch"].max().min()
     table = table[table["epoch"] <= num_epochs]

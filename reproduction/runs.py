@@ -11,10 +11,13 @@ from typing import Any
 from common.config import TrainingConfig
 from common.results import Results, directory_of
 from common.training import FREE_TO_DIFFER
+from datasets.batches import DataSplit
 
 EXPERIMENTS = ("speech_commands", "acrobot")
 TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
 """As in `speech_commands`, which is not imported here: a sweep of acrobot alone does without its packages."""
+DATA_SETTINGS = ("data_root", "split", "num_trajectories", "torque")
+"""The settings that say, in one experiment or the other, which data a run is of."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Run:
 
     experiment: str
     settings: Mapping[str, Any]
+    digest: str | None = None
+    """That of the data's split, as in the provenance of results; None while the data are not known."""
 
     @functools.cached_property
     def config(self) -> TrainingConfig:
@@ -32,7 +37,12 @@ class Run:
     @functools.cached_property
     def identity(self) -> str:
         """Equal for two runs exactly if they are the same."""
-        return identity(self.experiment, asdict(self.config))
+        return identity(self.experiment, asdict(self.config), self.digest)
+
+    @property
+    def data_key(self) -> tuple:
+        """Equal for runs that have their data in common."""
+        return (self.experiment, *_data_settings(self.config).items())
 
     def path(self, results_dir: str, suffix: str) -> Path:
         """The file of this run with this suffix, beside its results; its folder need not exist."""
@@ -48,11 +58,26 @@ class Run:
         return f"{self.experiment} {self.config.condition}, seed {self.config.seed}"
 
 
-def identity(experiment: str, config: Mapping[str, Any]) -> str:
-    """What makes a run this one, for `config` as in a results file: every setting that is not free to differ.
+def load_data(experiment: str, config: TrainingConfig) -> DataSplit:
+    """The data of a run with these settings, on the CPU and in order. It raises what `load` of the data set raises."""
+    load = importlib.import_module(f"datasets.{experiment}").load
+    return load(batch_size=config.batch_size, device="cpu", generator=None, **_data_settings(config))
 
-    A setting that an older file does not have is at its default. Where recordings lie does not matter, but whether
-    they are the synthetic sample does.
+
+def _data_settings(config: TrainingConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in DATA_SETTINGS if hasattr(config, name)}
+
+
+def identity_of(results: Results) -> str:
+    """The identity of the run that made these results."""
+    return identity(results.experiment, results.config, results.provenance.get("split"))
+
+
+def identity(experiment: str, config: Mapping[str, Any], digest: str | None) -> str:
+    """What makes a run this one, for `config` as in a results file: every setting that is not free to differ, and data.
+
+    A setting that an older file does not have is at its default. Where recordings lie does not matter, but which they
+    are does: `digest` is that of the data's split. Whether they are the synthetic sample is known without it.
     """
     defaults = {
         setting.name: setting.default
@@ -62,7 +87,7 @@ def identity(experiment: str, config: Mapping[str, Any]) -> str:
     settings = {name: value for name, value in {**defaults, **config}.items() if name not in FREE_TO_DIFFER}
     if "data_root" in settings:
         settings["data_root"] = settings["data_root"] == "synthetic"
-    return json.dumps([experiment, settings], sort_keys=True)
+    return json.dumps([experiment, settings, digest], sort_keys=True)
 
 
 @dataclass(frozen=True)

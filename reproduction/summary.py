@@ -3,15 +3,18 @@
 `typesetting.py` makes the tables of it, and figures and report read it too.
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy
 import pandas
+from scipy import stats
 
 from common.results import Results
 
-from .runs import identity
-from .status import Status
+from .runs import identity, identity_of
+from .status import Status, one_line
 
 CONDITION = ["experiment", "rtol", "atol", "norm", "warm_start"]
 """The columns that a condition's runs share; they differ in the seed."""
@@ -26,10 +29,11 @@ SAVINGS = {
     for quantity in ("backward_nfe", "test_backward_nfe")
     for baseline in BASELINES
 }
-"""The columns of the savings in a summary, by what is saved and against which norm; `_low`, `_high`: interval."""
+"""The columns of the savings in a summary, by what is saved and against which norm; with `SAVING_ENDS`."""
+SAVING_ENDS = ("", "_low", "_high", "_pairs")
+"""What follows such a name in the columns of a saving: the share, the ends of its interval, and how many pairs."""
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 10_000
-RESAMPLING_SEED = 0
+"""Of the interval of a saving."""
 
 
 def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.DataFrame:
@@ -40,16 +44,20 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
     and accuracy of the test set, the peak of GPU memory in bytes) and what the run was made on. `seconds` are those of
     the process on all CPU cores where `clock` is `CPU`, else (on a GPU, or in a file of schema 1) those of the wall
     clock. What was not measured is NaN. A run that was completed several times counts once, by its latest results.
+    `elsewhere` is how many completed results differ from the run in nothing but their data.
     """
     standing = list(standing)
     experiments = {status.run.experiment for status in standing}
     completed = [result for result in results if result.status == "completed" and result.experiment in experiments]
     completed.sort(key=lambda result: result.start_time)
-    found = {identity(result.experiment, result.config): result for result in completed}
+    found = {identity_of(result): result for result in completed}
+    on_any_data = Counter(identity(result.experiment, result.config, None) for result in completed)
+    on_its_data = Counter(map(identity_of, completed))
     rows = []
     for status in standing:
         run, config = status.run, status.run.config
         row = {"experiment": run.experiment, **{name: getattr(config, name) for name in [*CONDITION[1:], "seed"]}}
+        row["elsewhere"] = on_any_data[replace(run, digest=None).identity] - on_its_data[run.identity]
         row["synthetic"] = getattr(config, "data_root", None) == "synthetic"
         if run.identity in found:
             row |= {"status": "completed", **_measured(found[run.identity])}
@@ -58,7 +66,7 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
         else:
             row |= {"status": "missing"}
         rows.append(row)
-    about = ["seed", "synthetic", "status", "failure"]
+    about = ["seed", "synthetic", "status", "failure", "elsewhere"]
     made_on = ["clock", "split", "training_samples", "batch_size", "device"]
     collected = pandas.DataFrame(rows, columns=[*CONDITION, *about, *MEASURED, *made_on])
     return collected.iloc[collected.groupby(CONDITION, sort=False).ngroup().argsort(kind="stable")]
@@ -82,7 +90,7 @@ def _measured(result: Results) -> dict[str, float | str | None]:
         "split": result.provenance["split"],
         "training_samples": result.train_metrics.dataset_size,
         "batch_size": result.config["batch_size"],
-        "device": result.provenance["device_name"],
+        "device": one_line(result.provenance["device_name"]),
     }
 
 
@@ -91,7 +99,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 
     The columns are those of `CONDITION` (and `seed`); how many runs are `wanted`, `completed` and `failed`; the `clock`
     of the seconds; `<name>_mean` and `<name>_sd` (sample standard deviation; NaN for a single run) of all `MEASURED`;
-    and the `SAVINGS`, each a share with the ends of its interval in `_low` and `_high`.
+    and the `SAVINGS`, each a share with the ends of its interval in `_low` and `_high` and its pairs in `_pairs`.
 
     Where only some of a condition's runs have CPU seconds, the mean is over these: the two clocks do not mix.
     """
@@ -111,7 +119,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
     completed = known[known["status"] == "completed"]
     for (quantity, baseline), column in SAVINGS.items():
         saved = _savings(completed, keys, quantity=quantity, baseline=baseline)
-        summary[[column, f"{column}_low", f"{column}_high"]] = saved.reindex(summary.index)
+        summary[[column + end for end in SAVING_ENDS]] = saved.reindex(summary.index)
     return summary.reset_index()
 
 
@@ -125,21 +133,18 @@ def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, bas
         for condition, pair in pairs.groupby(keys, sort=False)
     }
     index = pandas.MultiIndex.from_tuples(savings, names=keys) if savings else None
-    return pandas.DataFrame(savings.values(), index=index, columns=range(3), dtype=float)
+    return pandas.DataFrame(savings.values(), index=index, columns=range(len(SAVING_ENDS)), dtype=float)
 
 
-def saving(costs: numpy.ndarray, baseline: numpy.ndarray) -> tuple[float, float, float]:
-    """The share of the baseline's total cost that is saved, and the two ends of its bootstrap interval.
+def saving(costs: numpy.ndarray, baseline: numpy.ndarray) -> tuple[float, float, float, int]:
+    """The share of the baseline's cost that is saved, the two ends of its interval, and the number of pairs.
 
-    `costs` and `baseline` hold one number for each pair of runs, and pairs are what is resampled. A single pair has no
-    interval: its ends are NaN.
+    `costs` and `baseline` hold one number for each pair of runs. The share is the mean of what the pairs save, and the
+    interval is Student's t about it. A single pair has no interval: its ends are NaN.
     """
-    num_pairs = len(costs)
-    share = 1 - costs.sum() / baseline.sum()
+    shares = 1 - costs / baseline
+    num_pairs = len(shares)
     if num_pairs == 1:
-        return share, numpy.nan, numpy.nan
-    picked = numpy.random.default_rng(RESAMPLING_SEED).integers(num_pairs, size=(NUM_RESAMPLES, num_pairs))
-    shares = 1 - costs[picked].sum(axis=1) / baseline[picked].sum(axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = numpy.quantile(shares, [tail, 1 - tail])
-    return share, low, high
+        return shares[0], numpy.nan, numpy.nan, 1
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, num_pairs - 1) * stats.sem(shares)
+    return shares.mean(), shares.mean() - half, shares.mean() + half, num_pairs

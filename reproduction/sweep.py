@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from common.checkpoint import DelayedSignals
 from common.results import load_all, make_directory
 
 from .runs import Run
-from .status import CRASHED, Status, estimated_seconds, statuses
+from .status import CRASHED, Status, estimated_seconds, statuses, time_after_failures
 
 BUSY_SECONDS = 10.0
 """How long to wait before trying again what other processes are at."""
@@ -56,6 +57,7 @@ class Task:
                 "lock": str(self.lock),
                 "experiment": self.run.experiment,
                 "settings": self.run.settings,
+                "digest": self.run.digest,
                 "results_dir": self.results_dir,
                 "retry_before": self.retry_before,
                 "device": device,
@@ -74,7 +76,9 @@ class Task:
         if status.state == "failed":
             return status
         if returncode < 0:
-            reason = f"the process was killed by {signal.Signals(-returncode).name}; its output is in {self.log}"
+            # Real-time signals have a number, but no name.
+            name = signal.Signals(-returncode).name if -returncode in list(signal.Signals) else f"signal {-returncode}"
+            reason = f"the process was killed by {name}; its output is in {self.log}"
         else:
             printed = self.log.read_text(encoding="utf-8", errors="replace").strip()
             reason = f"{printed.rpartition(chr(10))[2]}; the whole output is in {self.log}"
@@ -91,20 +95,27 @@ SIGTERM each (upon which they finish their batch and save), and yields their out
 
 
 def sweep(
-    runs: Sequence[Run], engine: Engine, *, results_dir: str, device: str, retry_failed: bool = False
+    runs: Sequence[Run],
+    engine: Engine,
+    *,
+    results_dir: str,
+    device: str,
+    retry_failed: bool = False,
+    guesses: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[Status]:
     """Does the runs that are missing, and says how it stands with each of `runs`.
 
     Any number of sweeps can share a results folder: what another is at is waited for,
-    and done here if it is left undone.
+    and done here if it is left undone. `guesses` are the seconds of runs, by their identity, that the time left is made
+    of where no completed run tells.
 
     Raises:
         ValueError: if settings are not allowed, or the results folder cannot be used.
         Interrupted: a KeyboardInterrupt, after SIGINT or SIGTERM: when every run at work has saved where it is.
     """
-    retry_before = time.time() if retry_failed else 0.0
+    retry_before = time_after_failures(runs, results_dir) if retry_failed else 0.0
     known = {run.identity: Status(run, "missing") for run in runs}
-    with DelayedSignals() as signals, _Display(known, results_dir, device) as display:
+    with DelayedSignals() as signals, _Display(known, results_dir, device, guesses) as display:
         while pending := [status.run for status in known.values() if status.state in ("missing", "busy")]:
             tasks = []
             for status in statuses(pending, results_dir, retry_before=retry_before):
@@ -134,10 +145,11 @@ def sweep(
 class _Display:
     """Keeps `known` up to date, with a bar on a terminal and a line for each event; stdout is left for the table."""
 
-    def __init__(self, known: dict[str, Status], results_dir: str, device: str):
+    def __init__(self, known: dict[str, Status], results_dir: str, device: str, guesses: Mapping[str, float | None]):
         self.known = known
         self.results_dir = results_dir
         self.device = device
+        self.guesses = guesses
         self.started = {}
         self._estimate()
         self.bar = tqdm(total=len(known), disable=None, bar_format="{bar:20} {desc}, {elapsed} so far")
@@ -168,7 +180,10 @@ class _Display:
     def _estimate(self) -> None:
         runs = [status.run for status in self.known.values()]
         seconds = estimated_seconds(runs, load_all(self.results_dir).values(), self.device)
-        self.estimates = dict(zip(self.known, seconds, strict=True))
+        self.estimates = {
+            identity: self.guesses.get(identity) if second is None else second
+            for identity, second in zip(self.known, seconds, strict=True)
+        }
 
     def _summary(self) -> str:
         counts = {state: len(self._in(state)) for state in ("running", "done", "failed")}

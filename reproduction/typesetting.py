@@ -14,7 +14,7 @@ from common.results import Results
 
 from .published import PUBLISHED, SCALES
 from .status import Status
-from .summary import BASELINES, CONFIDENCE, SAVINGS, collect, summarise
+from .summary import BASELINES, CONFIDENCE, SAVING_ENDS, SAVINGS, collect, summarise
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 TITLES = {"speech_commands": "Neural CDE on Speech Commands", "acrobot": "Symplectic ODE-Net on acrobot"}
@@ -31,14 +31,14 @@ QUANTITIES = {
 }
 LEGEND = (
     "Mean +- sample standard deviation over the runs of a row, which differ in their seed. NFE of a training: all its "
-    f"steps together. What is saved is followed by its {100 * CONFIDENCE:.0f} % bootstrap interval over pairs of runs "
-    "with the same seed: rough for few pairs, absent for one."
+    "steps together. What is saved is the mean over pairs of runs with the same seed. In parentheses: its "
+    f"{100 * CONFIDENCE:.0f} % interval by Student's t, and the number n of pairs. A single pair has no interval."
 )
 CLOCKS = {"CPU": " (CPU)", "wall": " (wall)"}
 COST_NOTE = "Seconds (CPU): of all cores together, over the runs that recorded them. Seconds (wall): by the clock."
 COMPARISON_NOTE = (
     "NFE grow with batches and epochs, so of reduced runs only what is saved compares. The paper's NFE of a training "
-    "are ten times those of an extra pass in every 10th epoch. What is recalled was not checked against the paper."
+    "are ten times those of an extra pass in every 10th epoch. What is from memory was not checked against the paper."
 )
 NOTHING = "-"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -71,7 +71,7 @@ def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table
             frame = pandas.DataFrame(comparison)
             tables.append(Table(f"{title}: the paper's figures beside ours", frame, (COMPARISON_NOTE,)))
         if not beyond.empty:
-            notes = tuple(_absences(runs[_is_beyond(runs)]))
+            notes = (*_equal_seeds(runs), *_absences(runs[_is_beyond(runs)]))
             tables.append(Table(f"{title}: beyond the paper", _savings(beyond, baselines), notes))
         tables.append(Table(f"{title}: costs", _costs(summary), (COST_NOTE,)))
     return tables
@@ -130,8 +130,8 @@ def _savings(summary: pandas.DataFrame, baselines: list[str]) -> pandas.DataFram
     for quantity in (metric, "backward_nfe"):
         table[QUANTITIES[quantity]] = _cells(summary, quantity)
     for baseline in baselines:
-        columns = [SAVINGS["backward_nfe", baseline] + end for end in ("", "_low", "_high")]
-        table[f"saved against `{baseline}`"] = [_saving(*row) for row in summary[columns].itertuples(index=False)]
+        columns = [SAVINGS["backward_nfe", baseline] + end for end in SAVING_ENDS]
+        table[f"saved against `{baseline}`"] = [saved(*row) for row in summary[columns].itertuples(index=False)]
     return table
 
 
@@ -151,21 +151,21 @@ def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
         if not {(*condition, "default"), (*condition, "seminorm")} <= set(ours.index):
             continue
         cells = _cells(ours, figure.quantity)
-        saved = papers_saved = NOTHING
+        our_saving = papers_saving = NOTHING
         column = SAVINGS.get((figure.quantity, "default"))
         if column is not None:
-            saved = _saving(ours.loc[(*condition, "seminorm"), column])
-            papers_saved = _saving(1 - figure.seminorm[0] / figure.default[0])
+            our_saving = saved(ours.loc[(*condition, "seminorm"), column])
+            papers_saving = saved(1 - figure.seminorm[0] / figure.default[0])
         rows.append(
             {
                 "rtol, atol": tolerances(figure.rtol, figure.atol),
                 "quantity": QUANTITIES[figure.quantity],
                 "ours: `default`": cells[(*condition, "default")],
                 "ours: `seminorm`": cells[(*condition, "seminorm")],
-                "ours: saved": saved,
+                "ours: saved": our_saving,
                 "paper: `default`": _cell(figure.quantity, *figure.default),
                 "paper: `seminorm`": _cell(figure.quantity, *figure.seminorm),
-                "paper: saved": papers_saved,
+                "paper: saved": papers_saving,
                 "paper: status": figure.status,
             }
         )
@@ -192,8 +192,8 @@ def _scale(runs: pandas.DataFrame) -> Iterable[str]:
         f"The paper: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, {paper.max_epochs} epochs, "
         f"{paper.num_seeds} runs."
     )
-    if completed["split"].nunique() > 1:
-        yield "These runs were not all trained on the same data; savings are of pairs that were."
+    if elsewhere := runs["elsewhere"].sum():
+        yield f"Left out, as they were trained on other data: {elsewhere} completed runs."
 
 
 def _absences(runs: pandas.DataFrame) -> Iterable[str]:
@@ -204,7 +204,27 @@ def _absences(runs: pandas.DataFrame) -> Iterable[str]:
         seeds = missing["seed"].astype(str).groupby(names, sort=False).agg(", ".join)
         yield "Missing: " + "; ".join(f"{name}, seed {which}" for name, which in seeds.items()) + "."
     for index, run in runs[runs["status"] == "failed"].iterrows():
-        yield f"Failed: {names[index]}, seed {run['seed']}: {' '.join(run['failure'].split())}"
+        yield f"Failed: {names[index]}, seed {run['seed']}: {run['failure']}"
+
+
+def _equal_seeds(runs: pandas.DataFrame) -> Iterable[str]:
+    """What the paper's norms reach with just the seeds of the rows beyond the paper, where these have fewer."""
+    metric = METRICS[runs["experiment"].iloc[0]]
+    completed = runs[runs["status"] == "completed"]
+    for pair, alike in completed.groupby(["rtol", "atol"], sort=False):
+        papers, seeds = alike[~_is_beyond(alike)], alike.loc[_is_beyond(alike), "seed"].unique()
+        with_them = papers[papers["seed"].isin(seeds)]
+        if with_them.empty or len(with_them) == len(papers):
+            continue
+        cells = [
+            f"`{norm}` {_cell(metric, values.mean(), values.std())}"
+            for norm, values in with_them.groupby("norm", sort=False)[metric]
+        ]
+        which = ", ".join(map(str, seeds))
+        yield (
+            f"At {tolerances(*pair)} these are of seed {which} alone. The {QUANTITIES[metric]} of the others with "
+            f"seed {which}: {', '.join(cells)}."
+        )
 
 
 def _cells(summary: pandas.DataFrame, quantity: str) -> pandas.Series:
@@ -231,11 +251,23 @@ def _cell(quantity: str, mean: float, deviation: float) -> str:
     return " +- ".join(shown) + unit
 
 
-def _saving(share: float, low: float = numpy.nan, high: float = numpy.nan) -> str:
+def saved(share: float, low: float = numpy.nan, high: float = numpy.nan, num_pairs: float = 1) -> str:
+    """What share of a cost is saved, with the interval if there is one; what costs more is called that."""
     if numpy.isnan(share):
         return NOTHING
-    interval = "" if numpy.isnan(low) else f" ({round(100 * low)} to {round(100 * high)})"
-    return f"{round(100 * share)} %{interval}"
+    if share <= -1:
+        low, high, shown, unit = 1 - high, 1 - low, lambda value: f"{value:.1f}", " times as many"
+        share = 1 - share
+    elif round(100 * share) < 0:
+        share, low, high, shown, unit = -share, -high, -low, _percent, " % more"
+    else:
+        shown, unit = _percent, " %"
+    interval = "" if numpy.isnan(low) else f" ({shown(low)} to {shown(high)}, n = {num_pairs:.0f})"
+    return f"{shown(share)}{unit}{interval}"
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share)}"
 
 
 def _num_runs(wanted: int, completed: int, failed: int) -> str:

@@ -28,7 +28,7 @@ def work(task: dict[str, Any]) -> None:
     from .runs import Run
     from .status import CRASHED, statuses
 
-    run, results_dir = Run(task["experiment"], task["settings"]), task["results_dir"]
+    run, results_dir = Run(task["experiment"], task["settings"], task["digest"]), task["results_dir"]
     [status] = statuses([run], results_dir, retry_before=task["retry_before"])
     if status.state == "failed":
         sys.exit(1)

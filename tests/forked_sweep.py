@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from tqdm import tqdm
 
 from common import command_line
 from reproduction import local_engine, sweep
-from reproduction.runs import Run
+from reproduction.runs import Run, load_data
 from reproduction.worker import work
 
 RUNS = {
     "toy": [
-        Run("toy", {"norm": norm, "seed": seed, "max_epochs": 8})
+        Run("toy", {"norm": norm, "seed": seed, "max_epochs": 8}, "abc")
         for seed in range(3)
         for norm in ("default", "seminorm")
     ],
@@ -149,4 +150,8 @@ if __name__ == "__main__":
     sweep.BUSY_SECONDS = 0.2
     if experiment == "toy":
         local_engine._start = start_worker
-    globals()[scenario](RUNS[experiment], Path(folder))
+    runs = RUNS[experiment]
+    if experiment == "acrobot":
+        digest = load_data(experiment, runs[0].config).digest
+        runs = [replace(run, digest=digest) for run in runs]
+    globals()[scenario](runs, Path(folder))

@@ -16,9 +16,9 @@ from reproduction import ray_engine
 from reproduction.runs import Run
 from reproduction.sweep import sweep
 
-WELL = [Run("toy", {"norm": norm, "max_epochs": 40}) for norm in ("default", "seminorm")]
+WELL = [Run("toy", {"norm": norm, "max_epochs": 40}, "abc") for norm in ("default", "seminorm")]
 NOT_WELL = [
-    Run("toy", {"norm": "seminorm", "end": end, "seed": seed})
+    Run("toy", {"norm": "seminorm", "end": end, "seed": seed}, "abc")
     for seed, end in enumerate(("failed", "crashed", "killed"), start=1)
 ]
 

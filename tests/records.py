@@ -15,11 +15,11 @@ TIMES = {
 
 
 def speech(norm, seed=0, **settings):
-    return Run("speech_commands", {"norm": norm, "seed": seed, **settings})
+    return Run("speech_commands", {"norm": norm, "seed": seed, **settings}, "all")
 
 
 def acrobot(norm, seed=0, **settings):
-    return Run("acrobot", {"norm": norm, "seed": seed, **settings})
+    return Run("acrobot", {"norm": norm, "seed": seed, **settings}, "all")
 
 
 def made_on(split="all", device_name="a CPU"):

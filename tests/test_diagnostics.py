@@ -155,7 +155,7 @@ def small_networks(monkeypatch):
 
 
 def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, small_networks):
-    with pytest.raises(FileNotFoundError, match=r"python acrobot.py .*--results-dir"):
+    with pytest.raises(FileNotFoundError, match=r"ten minutes.*python acrobot.py .*--max-epochs 3 .*--results-dir"):
         trained_run(str(tmp_path), "acrobot")
     saved_run(tmp_path, loss=0.5)
     best = saved_run(tmp_path, loss=0.2, seed=1)

@@ -183,7 +183,7 @@ def test_on_the_command_line_bad_input_is_one_sentence(monkeypatch, capsys, tmp_
     assert any(word in output for word in ("norm", "data_root", "hidden_channels", "num_hidden_layers"))
 
 
-@pytest.mark.parametrize("program", [["acrobot.py", "--norm", "True"], ["tables.py", "--preset", "quick"]])
+@pytest.mark.parametrize("program", [["acrobot.py", "--norm", "True"], ["tables.py", "run", "quick"]])
 def test_programs_exit_with_2_for_bad_input(program, tmp_path):
     script = Path(acrobot.__file__).with_name(program[0])
     process = subprocess.run(

@@ -155,7 +155,7 @@ def test_runs(folder, sounds, data):
     assert not [path for path in written if not re.fullmatch(rf"{kept}|cache/[^/]+\.npz(\.lock)?", path)]
 
 
-RESULTS = next((Path(__file__).parent.parent / "results").glob("speech_commands/*/0.json")).read_bytes()
+RESULTS = next((Path(__file__).parent.parent / "reference").glob("speech_commands/*/0.json")).read_bytes()
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -191,4 +191,4 @@ def test_without_ray_it_says_how_to_get_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "reproduction.ray_engine", raising=False)
     monkeypatch.delattr(reproduction, "ray_engine", raising=False)
     with pytest.raises(ValueError, match=r"pip install -r requirements-cluster\.txt"):
-        tables.engine_of(tables.Options(engine="ray"))
+        tables.engine_of(tables.Train("quick", engine="ray"))

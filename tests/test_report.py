@@ -22,7 +22,7 @@ from common.results import SCHEMA, load_all
 from reproduction import page, typesetting
 from reproduction.captions import CAPTIONS
 from reproduction.runs import preset_runs
-from reproduction.status import statuses
+from reproduction.status import on_found_data, statuses
 from reproduction.style import NothingToDraw
 from reproduction.summary import collect
 
@@ -135,12 +135,13 @@ def test_links_go_to_files_that_exist_wherever_the_page_is(results_dir, tmp_path
 
 def test_the_numbers_are_those_of_the_summary(results_dir):
     text, found = make(results_dir)
-    standing = statuses(preset_runs("cpu"), str(results_dir))
+    results = load_all(results_dir).values()
+    standing = statuses(on_found_data(preset_runs("cpu"), results), str(results_dir))
     shown = [
         [[cell.replace("\N{NO-BREAK SPACE}", " ").replace(DASH, "-").strip() for cell in row] for row in rows]
         for rows in found.tables
     ]
-    for table in typesetting.build(collect(standing, load_all(results_dir).values())):
+    for table in typesetting.build(collect(standing, results)):
         rows = [list(table.frame), *table.frame.to_numpy().tolist()]
         assert [[cell.replace("`", "").replace("+-", "±") for cell in row] for row in rows] in shown
     # The headline: of seed 0, which both norms have, 3,000 in place of 4,000.

@@ -13,11 +13,11 @@ import acrobot
 import speech_commands
 from common.results import load_all
 from reproduction import runs as runs_module
-from reproduction.runs import PRESETS, Run, identity, preset_runs
-from reproduction.status import statuses
+from reproduction.runs import PRESETS, Run, identity, identity_of, preset_runs
+from reproduction.status import on_found_data, statuses
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "reference"
 NORMS = ("default", "per-tensor", "seminorm")
 
 
@@ -75,7 +75,7 @@ def test_seeds_can_be_more_and_come_one_after_the_other(preset):
 
 
 def speech_run(**settings):
-    return Run("speech_commands", {"norm": "seminorm", "data_root": "recordings", **settings})
+    return Run("speech_commands", {"norm": "seminorm", "data_root": "recordings", **settings}, "abc")
 
 
 @pytest.mark.parametrize("change", [{"data_root": "/elsewhere"}, {"data_root": None}, {"norm": True}, {"rtol": 0.001}])
@@ -90,28 +90,32 @@ def test_another_run(change):
     assert speech_run(**change).identity != speech_run().identity
 
 
+def test_a_run_on_other_recordings_is_another():
+    assert replace(speech_run(), digest="other").identity != speech_run().identity
+    assert replace(speech_run(), digest=None).identity != speech_run().identity
+
+
 def test_where_and_whither_a_run_went_does_not_matter():
     config = asdict(speech_run().config)
     free = {"device": "cuda:3", "results_dir": "/elsewhere", "resume": True}
-    assert identity("speech_commands", config | free) == speech_run().identity
-    assert identity("acrobot", config) != speech_run().identity
+    assert identity("speech_commands", config | free, "abc") == speech_run().identity
+    assert identity("acrobot", config, "abc") != speech_run().identity
 
 
 def test_a_setting_that_an_older_file_lacks_is_at_its_default():
     config = asdict(speech_run().config)
     for name in ("warm_start", "published_metrics", "split"):
         del config[name]
-    assert identity("speech_commands", config) == speech_run().identity
-    assert identity("speech_commands", config) != speech_run(split="official").identity
+    assert identity("speech_commands", config, "abc") == speech_run().identity
+    assert identity("speech_commands", config, "abc") != speech_run(split="official").identity
 
 
 def test_the_committed_results_are_recognised_as_the_cpu_presets():
-    wanted = {run.identity for run in preset_runs("cpu", data_root="recordings")}
-    # A user's own runs may lie beside them.
-    found = [identity(result.experiment, result.config) for result in load_all(RESULTS).values()]
-    found = [run for run in found if run in wanted]
-    done = [status for status in statuses(preset_runs("cpu"), str(RESULTS)) if status.state == "done"]
-    assert len(done) == len(set(found)) == len(found) >= 20
+    results = load_all(RESULTS).values()
+    runs = on_found_data(preset_runs("cpu"), results)
+    found = [identity_of(result) for result in results]
+    assert sorted(found) == sorted(run.identity for run in runs)
+    assert {status.state for status in statuses(runs, str(RESULTS))} == {"done"}
 
 
 def test_a_sweep_of_acrobot_needs_nothing_of_speech_commands():

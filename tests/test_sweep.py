@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from reproduction import local_engine
 from reproduction import sweep as sweep_module
 from reproduction.local_engine import devices_of, run_locally
 from reproduction.runs import Run
-from reproduction.status import CRASHED, Status, estimated_seconds, statuses
+from reproduction.status import CRASHED, Status, estimated_seconds, on_found_data, statuses
 from reproduction.sweep import Task, sweep
 from reproduction.worker import work
 
@@ -27,12 +27,13 @@ BUSY = 75
 
 
 def toy_run(**settings):
-    return Run("toy", {"norm": "seminorm", **settings})
+    return Run("toy", {"norm": "seminorm", **settings}, "abc")
 
 
 def put(folder, run, status, *, ended, **changes):
     """Saves results of this run that ended at this time."""
     config = asdict(run.config)
+    changes = {"provenance": {"split": "abc"}, **changes}
     results = make_results(config=config, status=status, start_time=ended - 1.0, timespan=1.0, **changes)
     return save(results, make_directory(folder, "toy", run.config.condition))
 
@@ -133,6 +134,69 @@ def test_a_crash_is_forgotten_when_the_run_starts_again(tmp_path):
     assert task.outcome(0) == Status(task.run, "done")
 
 
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (35, "signal 35"), (63, "signal 63")])
+def test_any_signal_that_ends_a_worker_has_a_name(tmp_path, number, name):
+    task = Task(toy_run(), str(tmp_path))
+    task.log.parent.mkdir(parents=True)
+    assert f"killed by {name};" in task.outcome(-number).reason
+
+
+def test_what_failed_before_the_clock_was_set_back_is_tried_again(tmp_path):
+    started, tomorrow = Counter(), time.time() + 86_400
+    put(tmp_path, toy_run(), "failed", ended=tomorrow, failure="underflow")
+    arguments = dict(results_dir=str(tmp_path), device="cpu")
+    assert [status.state for status in sweep([toy_run()], in_process(started), **arguments)] == ["failed"]
+    assert not started
+    again = sweep([toy_run()], in_process(started), retry_failed=True, **arguments)
+    assert [status.state for status in again] == ["done"]
+    assert sum(started.values()) == 1
+
+
+def test_a_reason_is_one_line_that_moves_no_cursor(tmp_path):
+    put(tmp_path, toy_run(), "failed", ended=10.0, failure="first\nsecond\r\x1b[2J\u2028third\x07")
+    assert state(tmp_path, toy_run()) == ("failed", "first second [2J third")
+
+
+def test_runs_on_other_data_are_not_done(tmp_path):
+    other = replace(toy_run(), digest="other")
+    put(tmp_path, toy_run(), "completed", ended=10.0)
+    assert state(tmp_path, toy_run()) == ("done", "")
+    assert state(tmp_path, other) == ("missing", "")
+    started = Counter()
+    sweep([toy_run(seed=1)], in_process(started), results_dir=str(tmp_path), device="cpu")
+    sweep([toy_run(), toy_run(seed=1)], in_process(started), results_dir=str(tmp_path), device="cpu")
+    assert sum(started.values()) == 1
+
+
+def test_without_data_at_hand_runs_are_on_those_that_most_results_have(tmp_path):
+    runs = [Run("toy", {"norm": "seminorm", "seed": seed}) for seed in range(3)]
+    assert [run.digest for run in on_found_data(runs, [])] == [None] * 3
+    put(tmp_path, runs[0], "completed", ended=10.0, provenance={"split": "few"})
+    put(tmp_path, runs[1], "failed", ended=10.0, provenance={"split": "few"})
+    for run in runs[1:]:
+        put(tmp_path, run, "completed", ended=10.0, provenance={"split": "most"})
+    put(tmp_path, toy_run(width=3), "completed", ended=10.0, provenance={"split": "no run of these"})
+    results = load_all(tmp_path).values()
+    assert [run.digest for run in on_found_data(runs, results)] == ["most"] * 3
+    assert [run.digest for run in on_found_data([toy_run()], results)] == ["abc"]
+    found = statuses(on_found_data(runs, results), str(tmp_path))
+    assert [status.state for status in found] == ["missing", "done", "done"]
+
+
+def test_a_guess_is_the_time_left_until_a_run_tells(tmp_path, capsys):
+    run = toy_run()
+
+    def engine(tasks, stopping):
+        yield Status(run, "running")
+        yield Status(run, "interrupted")
+
+    options = dict(results_dir=str(tmp_path), device="cpu")
+    sweep([run], engine, guesses={run.identity: 3_725.0}, **options)
+    assert "about 1:02:0" in capsys.readouterr().err.splitlines()[0]
+    sweep([run], engine, **options)
+    assert "unknown time left" in capsys.readouterr().err.splitlines()[0]
+
+
 @pytest.mark.parametrize("code", [130, 143, -signal.SIGTERM, -signal.SIGINT])
 def test_an_interrupted_worker_leaves_its_run_missing(tmp_path, code):
     task = Task(toy_run(), str(tmp_path))
@@ -192,7 +256,7 @@ def test_time_is_estimated_from_runs_of_the_same_kind(tmp_path):
     put(tmp_path, toy_run(shape="bent"), "completed", ended=10.0, epochs=epochs(3.0, 3.0))
     others = [toy_run(norm="default"), toy_run(batch_size=4)]
     results = list(load_all(tmp_path).values())
-    assert estimated_seconds([run, *others], results, "cpu") == [20.0, None, None]
+    assert estimated_seconds([run, *others], results, "cpu") == [22.0, None, None]
     assert estimated_seconds([run], results, "cuda:1") == [None]
 
 
