@@ -14,7 +14,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 NUM_EAGER_CALLS = 4
-"""A function that is called no oftener is not recorded, as recording costs about as much as so many calls."""
+"""So many calls of a function are made before it is recorded, as recording costs about as much as they do."""
 
 
 class Replay:

@@ -1,8 +1,13 @@
 """What the figures of `figures.py` show, in words, for readers of a page who see them and those who do not."""
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from .typesetting import TITLES
+from . import diagnostic_figures
+from .typesetting import TITLES, tolerances
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ CAPTIONS = {
         "Line charts of the relative error of the gradient against NFE, and of the backward NFE against the relative "
         "tolerance, a line for each way to differentiate, a column for each experiment.",
         "Above, further left is cheaper and further down more exact. Points are tolerances: medians over batches, with "
-        "bars from the least to the most. The reference is a solve in double precision at far tighter tolerances.",
+        "bars from the least to the most.",
     ),
     "step-errors": Caption(
         "What drives the steps",
@@ -73,3 +78,30 @@ CAPTIONS = {
     ),
 }
 """By the name of a figure."""
+
+
+def caption(name: str, results_dir: str) -> Caption:
+    """The caption of a figure that has been drawn from these results.
+
+    That of the gradients' errors also says what they were measured against, and on how much.
+    """
+    found = CAPTIONS[name]
+    if name != "gradient-errors":
+        return found
+    records = diagnostic_figures.read(results_dir, "gradient_errors")
+    references = (_reference(TITLES[experiment], record) for experiment, record in records.items())
+    return dataclasses.replace(found, reading=" ".join([found.reading, *references]))
+
+
+def _reference(title: str, record: Mapping[str, Any]) -> str:
+    """What a measurement of the gradients' errors takes as exact, by its file."""
+    rows, reference = record["rows"], record["reference"]
+    num_batches = len({row["batch"] for row in rows})
+    decades = round(math.log10(min(row["rtol"] for row in rows) / reference[0]))
+    errors = [row["reference_error"] for row in rows if "reference_error" in row]
+    own = f"is {max(errors):.1g} or less away, relatively" if errors else "was not compared"
+    return (
+        f"{title}: {num_batches} batches of {record['batch_size']} samples with one set of weights. The reference is "
+        f"the seminorm in double precision at {tolerances(*reference)}, {decades} decade{'s' * (decades != 1)} tighter "
+        f"than the tightest point; discrete at the same tolerances {own}."
+    )

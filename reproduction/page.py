@@ -22,7 +22,7 @@ import figures
 from common.results import Results, load_all
 
 from . import diagnostic_figures, typesetting
-from .captions import CAPTIONS
+from .captions import CAPTIONS, caption
 from .run_figures import norm_of
 from .runs import EXPERIMENTS, PRESETS, identity_of, preset_runs
 from .status import Status, on_found_data, statuses
@@ -171,7 +171,7 @@ def _drawings(results_dir: str) -> tuple[list[dict[str, Any]], list[str]]:
         if len(image) > LARGEST_SVG:
             kind, image = "png", render(figure, "png")
         width, height = (round(PIXELS * inches) for inches in figure.get_size_inches())
-        drawing = {"name": name, "caption": CAPTIONS[name], "width": width, "height": height}
+        drawing = {"name": name, "caption": caption(name, results_dir), "width": width, "height": height}
         drawings.append(drawing | {"source": _inline(image, kind)})
     return drawings, lacking
 

@@ -3,20 +3,24 @@
 import dataclasses
 import itertools
 import json
+import shlex
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from problems import F64, Growth, Network, random
 from records import made_on
 from torch import nn
 
 import acrobot
+import speech_commands
 from common import passes
 from common.results import Epoch, HistoryEntry, Metrics, Results, save
 from common.solver import Solver
 from datasets.acrobot import FullyActuatedAcrobot
 from reproduction import control, diagnostics
+from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
 from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, step_errors
 
@@ -45,6 +49,7 @@ def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tol
     adjoints = ("default", "per-tensor", "seminorm", "discrete")
     model = Model(field)
     rows = gradient_errors(model, [(y0,)], squares, tolerances=tolerances, adjoints=adjoints, reference=(1e-12, 1e-12))
+    assert all(0 < row["reference_error"] < 1e-9 for row in rows)
     for adjoint in adjoints:
         mine = [row for row in rows if row["adjoint"] == adjoint]
         assert mine[0]["error"] > 5 * mine[1]["error"] > 25 * mine[2]["error"] > 0
@@ -54,6 +59,25 @@ def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tol
             gradient, counted = gradient_of(model, (y0,), squares, **options)
             assert row["error"] == pytest.approx(((gradient - exact).norm() / exact.norm()).item(), rel=1e-3)
             assert (row["forward_nfe"], row["backward_nfe"]) == (counted.forward.nfe, counted.backward.nfe)
+
+
+def test_the_references_own_error_is_the_distance_of_two_ways_in_float64():
+    model, batch = Model(Network(width=64, dtype=torch.float32)), (random(4, 3, dtype=torch.float32),)
+    loose = dict(rtol=1e-3, atol=1e-3)
+    arguments = dict(tolerances=[(1e-2, 1e-2)], adjoints=("default",), reference=(1e-3, 1e-3))
+    [row] = gradient_errors(model, [batch], squares, **arguments)
+    model.double()
+    exact, other = (
+        gradient_of(model, (batch[0].double(),), squares, adjoint=adjoint, **loose)[0]
+        for adjoint in ("seminorm", "discrete")
+    )
+    assert row["reference_error"] == pytest.approx(((other - exact).norm() / exact.norm()).item(), rel=1e-6)
+
+
+def test_references_are_two_decades_tighter_than_what_they_judge():
+    for setting in diagnostics.SETTINGS.values():
+        for tolerance, tightest in zip(setting.reference, map(min, zip(*setting.tolerances)), strict=True):  # noqa: B905
+            assert tolerance < 1.01e-2 * tightest
 
 
 def observed(adjoint, **options):
@@ -117,6 +141,24 @@ def test_the_control_acts_on_the_true_dynamics_from_rest(vector_field, torque):
     assert rows[:, 4:] == pytest.approx(torques.detach().numpy(), rel=1e-3, abs=1e-3)
 
 
+def test_the_caption_says_what_the_reference_was(tmp_path):
+    rows = [dict(batch=number, rtol=rtol, atol=rtol) for number in range(5) for rtol in (1e-2, 1e-5)]
+    record = {"batch_size": 16, "reference": [1e-6, 1e-9], "rows": rows}
+    path = diagnostics.path_of(str(tmp_path), "gradient_errors", "speech_commands")
+    path.parent.mkdir()
+
+    def reading():
+        path.write_text(json.dumps(record))
+        return caption("gradient-errors", str(tmp_path)).reading
+
+    assert "5 batches of 16 samples" in reading()
+    assert "1e-6, 1e-9, 1 decade tighter than the tightest point; discrete at the same tolerances was not" in reading()
+    record["reference"] = [1e-7, 1e-10]
+    rows[3]["reference_error"] = 0.00234
+    assert "1e-7, 1e-10, 2 decades tighter" in reading()
+    assert "is 0.002 or less away" in reading()
+
+
 def saved_run(results_dir, *, loss=1.0, status="completed", seed=0):
     """A run of acrobot of a few weights, on disk."""
     config = acrobot.Config("cpu", "seminorm", batch_size=8, seed=seed)
@@ -155,8 +197,13 @@ def small_networks(monkeypatch):
 
 
 def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, small_networks):
-    with pytest.raises(FileNotFoundError, match=r"ten minutes.*python acrobot.py .*--max-epochs 3 .*--results-dir"):
-        trained_run(str(tmp_path), "acrobot")
+    for experiment in (acrobot, speech_commands):
+        with pytest.raises(FileNotFoundError) as caught:
+            trained_run(str(tmp_path), experiment.__name__)
+        command = shlex.split(str(caught.value).split("`")[1])
+        assert command[:2] == ["python", f"{experiment.__name__}.py"]
+        config = tyro.cli(experiment.Config, args=command[2:])
+        assert (config.results_dir, config.max_epochs <= 24) == (str(tmp_path), True)
     saved_run(tmp_path, loss=0.5)
     best = saved_run(tmp_path, loss=0.2, seed=1)
     saved_run(tmp_path, loss=0.1, status="interrupted")
@@ -178,7 +225,12 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
     for record in records.values():
         assert record["run"] == "acrobot/seminorm/0.json"
         assert record["provenance"]["packages"]["torch"]
-    assert len(records["gradient_errors-acrobot.json"]["rows"]) == 3 * 1 * 2
+    errors = records["gradient_errors-acrobot.json"]
+    assert (len(errors["rows"]), errors["num_batches"], errors["reference"]) == (3 * 1 * 2, 3, [1e-9, 1e-9])
+    reading = caption("gradient-errors", str(tmp_path)).reading
+    assert "3 batches of 4 samples" in reading
+    assert "1e-9, 1e-9, 6 decades tighter" in reading
+    assert f"{max(row['reference_error'] for row in errors['rows']):.1g} or less away" in reading
     assert len(records["control-acrobot.json"]["motion"]["q1"]) == 401
     assert records["step_errors-acrobot.json"]["batch_size"] == 8
     steps = records["step_errors-acrobot.json"]["steps"]

@@ -1,0 +1,313 @@
+"""The figures in the README's prose and in its tables of the benchmark are those of the committed results."""
+
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from problems import F64, Network, differentiate, distance, random
+from scipy.stats import t as students_t
+
+from common.results import load_all
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROSE = " ".join(README.split())
+TOLERANCES = (1e-3, 1e-4, 1e-5)
+
+
+def says(sentence):
+    assert sentence in PROSE, f"README.md does not say: {sentence}"
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return list(load_all(str(RESULTS)).values())
+
+
+def diagnosis(measurement, experiment):
+    return json.loads((RESULTS / "diagnostics" / f"{measurement}-{experiment}.json").read_bytes())
+
+
+def of_each_epoch(runs, count, **wanted):
+    """That count of each epoch, by seed, of the runs with these settings; without a warm start."""
+    wanted = {"warm_start": False, **wanted}
+    return {
+        run.config["seed"]: [epoch[count] for epoch in run.epochs]
+        for run in runs
+        if all({"experiment": run.experiment, **run.config}[name] == value for name, value in wanted.items())
+    }
+
+
+def epoch_savings(runs, rtol):
+    """By seed, what the seminorm saves of the backward NFE of `default` in each epoch, and in all."""
+    found = (
+        of_each_epoch(runs, "backward_nfe", experiment="speech_commands", norm=norm, rtol=rtol)
+        for norm in ("default", "seminorm")
+    )
+    default, seminorm = found
+    assert default.keys() == seminorm.keys() != set()
+    return {
+        seed: [1 - mine / theirs for mine, theirs in zip([*seminorm[seed], sum(seminorm[seed])], [*nfe, sum(nfe)])]  # noqa: B905
+        for seed, nfe in default.items()
+    }
+
+
+def ratios(experiment, rtol, adjoint, baseline, quantity):
+    """Of each batch."""
+    rows = [row for row in diagnosis("gradient_errors", experiment)["rows"] if row["rtol"] == rtol]
+    values = {name: [row[quantity] for row in rows if row["adjoint"] == name] for name in (adjoint, baseline)}
+    return [mine / theirs for mine, theirs in zip(values[adjoint], values[baseline], strict=True)]
+
+
+def with_interval(values):
+    """The geometric mean, and the 95 % interval by Student's t on the logarithms."""
+    logarithms = list(map(math.log, values))
+    middle = statistics.mean(logarithms)
+    half = students_t.ppf(0.975, len(values) - 1) * statistics.stdev(logarithms) / len(values) ** 0.5
+    return "{:.2f} ({:.2f} to {:.2f})".format(*map(math.exp, (middle, middle - half, middle + half)))
+
+
+def test_the_runs_are_as_described(runs):
+    [speech] = {
+        tuple(part.dataset_size for part in (run.train_metrics, run.val_metrics, run.test_metrics))
+        for run in runs
+        if run.experiment == "speech_commands"
+    }
+    says(f"{sum(speech):,} real recordings ({speech[0]:,} for training)")
+    epochs = {(run.experiment, run.config["rtol"]): len(run.epochs) for run in runs}
+    assert epochs["speech_commands", 1e-4] == epochs["speech_commands", 1e-5]
+    [batch_size] = {run.config["batch_size"] for run in runs if run.experiment == "speech_commands"}
+    says(f"batch {batch_size} in place of 1024, {epochs['speech_commands', 1e-3]} epochs")
+    says(f"epochs ({epochs['speech_commands', 1e-5]} at the two tighter pairs of tolerances) in place of 200")
+    says(f"{epochs['acrobot', 1e-4]} epochs in place of 50")
+    assert {(run.provenance["num_threads"], run.provenance["device_name"].split()[0]) for run in runs} == {
+        (1, "Intel(R)")
+    }
+    [version] = {run.provenance["packages"]["torch"] for run in runs}
+    says(f"All on one core of an Intel Xeon (AVX-512) with torch {version}")
+    dirty = sum(run.provenance["commit"].endswith("-dirty") for run in runs)
+    says(f"{dirty} of the {len(runs)} runs are from files that differed from their commit")
+    [loss] = (run.test_metrics.loss for run in runs if run.experiment == "acrobot" and is_first_seminorm(run.config))
+    says(f"where `seminorm` has a test loss of {loss:.6f}")
+
+
+def is_first_seminorm(config):
+    return (config["norm"], config["seed"], config["warm_start"]) == ("seminorm", 0, False)
+
+
+def test_the_forward_nfe_hardly_differ(runs):
+    totals = {}
+    for run in runs:
+        key = (run.experiment, run.config["rtol"], run.config["seed"])
+        totals.setdefault(key, []).append(sum(epoch.forward_nfe for epoch in run.epochs))
+    most = max(max(found) / min(found) - 1 for found in totals.values())
+    says(f"Between norms, forward NFE differ by {most:.1%} at most".replace("%", " %"))
+
+
+def test_savings(runs):
+    def span(values):
+        return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
+
+    by_seed = epoch_savings(runs, 1e-3).values()
+    says(f"first falls, to {span([min(found) for found in by_seed])} in the three seeds")
+    says(f"ends at {span([found[-2] for found in by_seed])}:")
+    in_training = [statistics.mean(found[-1] for found in epoch_savings(runs, rtol).values()) for rtol in TOLERANCES]
+    measured = [
+        1 - statistics.geometric_mean(ratios("speech_commands", rtol, "seminorm", "default", "backward_nfe"))
+        for rtol in TOLERANCES
+    ]
+    batch_size = diagnosis("gradient_errors", "speech_commands")["batch_size"]
+    where = f"in the measurement below (trained, batch {batch_size})"
+    says(f"The saving is {span(in_training)} in the table, {span(measured)} {where}")
+
+
+def test_the_table_of_errors():
+    record = diagnosis("gradient_errors", "speech_commands")
+    for rtol in TOLERANCES:
+        row = [f"1e{math.log10(rtol):.0f}"]
+        for adjoint in ("seminorm", "per-tensor", "discrete"):
+            error, nfe = (
+                ratios("speech_commands", rtol, adjoint, "default", quantity) for quantity in ("error", "backward_nfe")
+            )
+            row += [with_interval(error), f"{statistics.geometric_mean(nfe):.2f}"]
+        says(f"| {' | '.join(row)} |")
+    pairs = [
+        factor for rtol in TOLERANCES for factor in ratios("speech_commands", rtol, "seminorm", "default", "error")
+    ]
+    says(f"the larger error in {sum(factor > 1 for factor in pairs)} of {len(pairs)} pairs")
+    says(f"pairs, by {min(pairs):.2f} to {max(pairs):.2f} times")
+    num_batches = len({row["batch"] for row in record["rows"]})
+    says(f"n = {num_batches} batches of {record['batch_size']} clips, one set of weights")
+    for rtol in TOLERANCES:
+        errors = (ratios("speech_commands", rtol, "discrete", other, "error") for other in ("per-tensor", "seminorm"))
+        assert all(statistics.geometric_mean(factors) > 1 for factors in errors)
+    assert [decades(experiment) for experiment in ("speech_commands", "acrobot")] == [1, 3]
+    says("the seminorm in float64, one decade tighter than the tightest point (three on acrobot)")
+
+
+def decades(experiment):
+    """By how much the reference of the errors is tighter than the tightest of their tolerances."""
+    record = diagnosis("gradient_errors", experiment)
+    return round(math.log10(min(row["rtol"] for row in record["rows"]) / record["reference"][0]))
+
+
+def test_the_errors_on_acrobot():
+    rows = diagnosis("gradient_errors", "acrobot")["rows"]
+    factors = [
+        factor
+        for rtol in {row["rtol"] for row in rows}
+        for adjoint in ("per-tensor", "seminorm", "as-published")
+        for factor in ratios("acrobot", rtol, adjoint, "default", "error")
+    ]
+    says(f"have the same error within {100 * max(abs(factor - 1) for factor in factors):.0f} %")
+    error, nfe = (ratios("acrobot", 1e-4, "discrete", "default", quantity) for quantity in ("error", "backward_nfe"))
+    times_the_nfe = f"{statistics.geometric_mean(nfe):.2f} times the NFE"
+    says(f"`discrete` at 1e-4 has {with_interval(error)} times that error, for {times_the_nfe}")
+
+
+def test_what_sets_the_steps():
+    shares = [share["a_theta"] for share in diagnosis("step_errors", "speech_commands")["shares"]]
+    says(f"error in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the steps of `default`")
+    assert all(share["z"] == 1 for share in diagnosis("step_errors", "acrobot")["shares"])
+
+
+def test_the_acrobot_swings_up_and_stays():
+    motion = diagnosis("control", "acrobot")["motion"]
+    for name in ("q1", "q2"):
+        final = motion[name][-100:]
+        upright = math.pi if name == "q1" else 0
+        assert all(abs((angle - upright + math.pi) % math.tau - math.pi) < 0.1 for angle in final)
+
+
+def test_the_error_in_small_networks():
+    """The counts may differ a little by the CPU: at some points both errors are almost the same."""
+    times = torch.linspace(0, 2, 3, dtype=F64)
+    factors = []
+    for seed in range(12):
+        field, y0 = Network(seed=10 * seed + 1), random(8, 3, seed=seed)
+        exact = differentiate(field, y0, times, rtol=1e-9, atol=1e-9).gradients[0]
+        for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
+            seminorm, default = (
+                differentiate(field, y0, times, rtol=tolerance, atol=tolerance, adjoint=adjoint).gradients[0]
+                for adjoint in ("seminorm", "default")
+            )
+            factors.append(distance(seminorm, exact) / distance(default, exact))
+    setting = "In 12 random networks of 3 states, at 1e-3 to 1e-6, the error of dL/dy0 is larger under `seminorm`"
+    figures = r" in (\d+) of (\d+) cases, ([\d.]+) times in the median, at most ([\d.]+) times"
+    larger, num_cases, median, most = re.search(re.escape(setting) + figures, PROSE).groups()
+    assert int(num_cases) == len(factors)
+    assert int(larger) == pytest.approx(sum(factor > 1 for factor in factors), abs=2)
+    assert float(median) == pytest.approx(statistics.median(factors), rel=0.1)
+    assert float(most) == pytest.approx(max(factors), rel=0.1)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def markdown_tables(text):
+    """Every table's rows of cells: the heading first, without the line below it."""
+    for lines in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        heading, _, *rows = map(cells, lines.splitlines())
+        yield [heading, *rows]
+
+
+def benchmark(path):
+    """The rows of a benchmark's output by part (on one core, on two), model and name of the contestant."""
+    parts = path.read_text(encoding="utf-8").split("\n# The same with `--cores 2`")
+    return [
+        {
+            title.strip(): {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
+            for title, (heading, *rows) in zip(
+                re.findall(r"^### (.*)", part, flags=re.MULTILINE), markdown_tables(part), strict=True
+            )
+        }
+        for part in parts
+    ]
+
+
+def shown(figure, value):
+    """Whether a figure is a value to the digits that it shows."""
+    _, _, decimals = figure.partition(".")
+    return abs(float(figure) - float(value)) <= 0.5 * 10.0 ** -len(decimals) + 1e-9
+
+
+BENCHMARKS = sorted(RESULTS.glob("gradient_step*.md"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_the_tables_of_the_benchmark(path):
+    one_core, two_cores = benchmark(path)
+    link = f"({path.relative_to(ROOT).as_posix()})"
+    section = README[README.index(link) :].partition("\n## ")[0]
+    section = re.split(r"\(\S*gradient_step\S*\.md\)", section)[1]
+    tables = {heading[0]: (heading, rows) for heading, *rows in markdown_tables(section)}
+    for title, measured in one_core.items():
+        heading, rows = tables[title]
+        name = ""
+        for row in rows:
+            name = row[0].replace("the same", name).replace("`", "")
+            name = name.replace("field by autograd", "autograd's field").replace("compile=True", "compiled")
+            mine, expected = dict(zip(heading, row, strict=True)), measured[name]
+            if nfe := mine["NFE"]:
+                assert nfe == expected["NFE, forward + backward"]
+            assert shown(mine["seconds"], expected["seconds"])
+            assert shown(mine["MiB"], expected["MiB"])
+            assert shown(mine["first step"], expected["first step"])
+            assert shown(mine["on two cores"], two_cores[title][name]["seconds"])
+            faster, *ends = re.findall(r"[\d.]+", mine["times faster"])
+            assert shown(faster, expected["times faster than the first"])
+            assert all(map(shown, ends, expected["range"].split(" to ")))
+
+
+def test_the_figures_from_the_benchmark():
+    [times, _] = benchmark(RESULTS / "gradient_step.md")
+
+    def seconds(title, name):
+        return float(times[title][name]["seconds"])
+
+    def saving(batch):
+        default, seminorm = (
+            int(times[f"Neural CDE, batch {batch}"][f"ours, {norm}"]["NFE, forward + backward"].split("+")[1])
+            for norm in ("default", "seminorm")
+        )
+        return round(100 * (1 - seminorm / default))
+
+    says(f"and {saving(32)} and {saving(128)} % in the benchmark (30 training steps, batches 32 and 128)")
+
+    small = "Neural ODE of 16 channels, batch 64"
+    stock, eager, discrete, compiled, warm = (
+        1000 * seconds(small, name)
+        for name in (
+            "torchdiffeq, its default norm",
+            "ours, seminorm",
+            "ours, discrete",
+            "ours, seminorm, compiled",
+            "ours, seminorm, compiled, warm start",
+        )
+    )
+    says(f"takes {stock:.0f} ms a gradient step with torchdiffeq,")
+    says(f"{eager:.0f} with `seminorm`, {discrete:.0f} with `discrete`, and {warm:.0f} compiled with a warm start")
+    assert compiled == pytest.approx(eager / 2, rel=0.1)
+    says("The network of 16 channels below takes half the time")
+    first_steps = [
+        float(row["first step"])
+        for table in times.values()
+        for name, row in table.items()
+        if name.endswith(", compiled")
+    ]
+    says(f"after {min(first_steps):.0f} to {max(first_steps):.0f} seconds of compiling")
+    gains = [
+        seconds(f"Neural CDE, batch {batch}", "ours, seminorm, autograd's field")
+        / seconds(f"Neural CDE, batch {batch}", "ours, seminorm, autograd's field, compiled")
+        for batch in (32, 128)
+    ]
+    says("{:.1f} times as fast at batch 32, but {:.1f} times at 128".format(*gains))
+    acrobot = "Symplectic ODE-Net, batch 256"
+    published, ours = (seconds(acrobot, f"torchdiffeq, seminorm, {field} field") for field in ("published", "our"))
+    says(f"{published / ours:.1f} times as fast in torchdiffeq")
