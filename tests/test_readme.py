@@ -14,7 +14,7 @@ from scipy.stats import t as students_t
 from common.results import load_all
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "reference"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROSE = " ".join(README.split())
 TOLERANCES = (1e-3, 1e-4, 1e-5)
