@@ -297,6 +297,10 @@ def test_cache_serves_both_splits_until_a_file_changes(root, tmp_path, monkeypat
     assert len(reads) == 100
 
 
+def key_of(root):
+    return speech_commands._key(speech_commands._list_files(root / FOLDER))
+
+
 def set_time(file):
     stat = file.stat()
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -313,16 +317,22 @@ def set_time(file):
     ],
 )
 def test_any_change_of_a_file_makes_another_cache_key(root, change):
-    def key():
-        return speech_commands._key(speech_commands._list_files(root / FOLDER))
-
-    before, stat = key(), clips(root, "go")[0].stat()
-    assert key() == before
     file = clips(root, "go")[0]
+    before, stat = key_of(root), file.stat()
+    assert key_of(root) == before
     change(file)
     if change is not set_time and file.exists():
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert key() != before
+    assert key_of(root) != before
+
+
+def test_a_change_of_what_a_link_leads_to_makes_another_cache_key(root, tmp_path):
+    file = clips(root, "go")[0]
+    target = file.rename(tmp_path / "clip.wav")
+    file.symlink_to(target)
+    before = key_of(root)
+    set_time(target)
+    assert key_of(root) != before
 
 
 @pytest.mark.parametrize("name", ["CACHE_VERSION", "CLIP_LENGTH", "MFCC"])
