@@ -77,6 +77,11 @@ def test_time_is_channel_zero_and_the_others_are_normalised_on_the_training_part
     assert whole(data.test)[0][..., 1:].mean(dim=(0, 1)).abs().max() > 1e-3
 
 
+def test_channels_that_never_change_stay_finite(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(speech_commands, "_read", lambda file: np.zeros(16_000, np.int16))
+    assert whole(load_from(sample, tmp_path).train)[0].isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
 def test_coefficients_equal_a_call_by_hand(sample):
     import torchaudio
