@@ -115,6 +115,18 @@ def test_a_failed_run_keeps_its_last_good_checkpoint(tmp_path, whole):
     assert learnt(tmp_path / "toy") == whole
 
 
+@pytest.mark.parametrize(("seconds", "left"), [(0.0, 8), (300.0, 9)])
+def test_a_long_epoch_writes_checkpoints_on_its_way(tmp_path, monkeypatch, seconds, left):
+    """It fails in the second of the three batches of epoch 3."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
+    config = make_config(tmp_path)
+    with pytest.raises(TrainingFailed):
+        run(config, model=model_of(fail))
+    model = model_of()
+    run(replace(config, resume=True), model=model)
+    assert model.num_training_batches == left
+
+
 def test_nothing_to_resume_is_a_beginning(tmp_path, whole):
     run(make_config(tmp_path, resume=True), model=model_of())
     assert learnt(tmp_path / "toy") == whole

@@ -77,6 +77,11 @@ def test_time_is_channel_zero_and_the_others_are_normalised_on_the_training_part
     assert whole(data.test)[0][..., 1:].mean(dim=(0, 1)).abs().max() > 1e-3
 
 
+def test_channels_that_never_change_stay_finite(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(speech_commands, "_read", lambda file: np.zeros(16_000, np.int16))
+    assert whole(load_from(sample, tmp_path).train)[0].isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
 def test_coefficients_equal_a_call_by_hand(sample):
     import torchaudio
@@ -297,6 +302,10 @@ def test_cache_serves_both_splits_until_a_file_changes(root, tmp_path, monkeypat
     assert len(reads) == 100
 
 
+def key_of(root):
+    return speech_commands._key(speech_commands._list_files(root / FOLDER))
+
+
 def set_time(file):
     stat = file.stat()
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -313,16 +322,22 @@ def set_time(file):
     ],
 )
 def test_any_change_of_a_file_makes_another_cache_key(root, change):
-    def key():
-        return speech_commands._key(speech_commands._list_files(root / FOLDER))
-
-    before, stat = key(), clips(root, "go")[0].stat()
-    assert key() == before
     file = clips(root, "go")[0]
+    before, stat = key_of(root), file.stat()
+    assert key_of(root) == before
     change(file)
     if change is not set_time and file.exists():
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert key() != before
+    assert key_of(root) != before
+
+
+def test_a_change_of_what_a_link_leads_to_makes_another_cache_key(root, tmp_path):
+    file = clips(root, "go")[0]
+    target = file.rename(tmp_path / "clip.wav")
+    file.symlink_to(target)
+    before = key_of(root)
+    set_time(target)
+    assert key_of(root) != before
 
 
 @pytest.mark.parametrize("name", ["CACHE_VERSION", "CLIP_LENGTH", "MFCC"])

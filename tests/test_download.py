@@ -75,6 +75,7 @@ def archive(tmp_path_factory):
         "testing_list.txt",
         "bed/0_nohash_0.wav",
         "_background_noise_/a.wav",
+        "yes/a.wav.txt",
     ):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(name)

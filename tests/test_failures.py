@@ -120,6 +120,12 @@ def test_a_learning_rate_beyond_all_bounds(tmp_path, learning_rate, reason):
     assert not checkpoints(tmp_path)
 
 
+def test_too_little_memory_for_adamw_is_no_matter_of_its_learning_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: torch.empty(2**50))
+    with pytest.raises(TrainingFailed, match=r"batch 1 of 3, .*: there is too little memory: try a smaller batch_size"):
+        run(make_config(tmp_path))
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("part", "where"), [("train", "epoch 1 (training)"), ("val", "epoch 2 (measuring val)")])
 def test_data_that_are_not_finite(tmp_path, number, part, where):

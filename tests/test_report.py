@@ -99,7 +99,7 @@ def results_dir(tmp_path, monkeypatch):
     def lack():
         raise NothingToDraw(f"There is no `measurement` of {HOSTILE}")
 
-    drawings = {"gradient-errors": lambda: Figure(figsize=(1, 1)), "step-errors": lack}
+    drawings = {"acrobot-control-curves": lambda: Figure(figsize=(1, 1)), "step-errors": lack}
     monkeypatch.setattr(figures, "figures", lambda results_dir: drawings)
     return tmp_path
 
