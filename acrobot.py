@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common import command_line, randomness
-from common.adjoint import Solution
 from common.config import TrainingConfig, document
 from common.results import Results
-from common.statistics import SolveStatistics
 from common.training import train
 from datasets import acrobot as dataset
 from fields.symplectic import SymplecticField
 from fields.symplectic_dynamics import SymplecticDynamics, angle_rows
+from torchadjoint import Solution
+from torchadjoint.statistics import SolveStatistics
 
 NUM_REPEATS = 5
 
@@ -87,7 +87,7 @@ class SymplecticODENet(nn.Module):
     """First points of windows to whole windows.
 
     Args:
-        solve: `common.adjoint.solve` with its tolerances and adjoint.
+        solve: `torchadjoint.solve` with its tolerances and adjoint.
     """
 
     def __init__(self, *, solve: Callable[..., Solution]):

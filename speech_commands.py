@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common import command_line, randomness
-from common.adjoint import Solution
 from common.config import TrainingConfig, document
-from common.norms import Adjoint
 from common.results import Results
-from common.statistics import SolveStatistics
 from common.training import train
 from datasets import speech_commands as dataset
 from fields.neural_cde import NeuralCDEField
+from torchadjoint import Solution
+from torchadjoint.norms import Adjoint
+from torchadjoint.statistics import SolveStatistics
 
 NUM_REPEATS = 5
 TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
@@ -105,7 +105,7 @@ class NeuralCDE(nn.Module):
     """Paths to logits: z(0) is linear in X(0), dz/dt = g(z) dX/dt, and the logits are linear in z at the end.
 
     Args:
-        solve: `common.adjoint.solve` with its tolerances and adjoint.
+        solve: `torchadjoint.solve` with its tolerances and adjoint.
     """
 
     def __init__(

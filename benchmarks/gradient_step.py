@@ -38,11 +38,11 @@ from tqdm import tqdm
 import acrobot
 import speech_commands
 from benchmarks import published_field
-from common import arguments, command_line, provenance, randomness
-from common.adjoint import Solution, solve
-from common.statistics import SolveStatistics
+from common import command_line, provenance, randomness
 from datasets import acrobot as acrobot_data
 from datasets import speech_commands as speech_commands_data
+from torchadjoint import Solution, arguments, solve
+from torchadjoint.statistics import SolveStatistics
 
 NUM_TRAINING_STEPS = 30
 

@@ -16,8 +16,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from torchadjoint.arguments import shown
+
 from . import files
-from .arguments import shown
 from .errors import Interrupted, RunBusy, TrainingFailed
 from .measuring import Pass
 from .progress import say

@@ -13,9 +13,13 @@ from typing import Any
 
 import torch
 
-from . import adjoint, arguments
-from .adjoint import Solution
-from .norms import Adjoint
+import torchadjoint
+from torchadjoint import Adjoint, Solution, arguments
+
+from . import torchdiffeq_reference
+
+LONGEST_PATH = 4096
+"""How many bytes a path has at most, on Linux."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,12 @@ class TrainingConfig:
 
     @property
     def solve(self) -> Callable[..., Solution]:
-        """`common.adjoint.solve` as these settings have it."""
+        """`torchadjoint.solve`, or the reference, as these settings have it."""
         return functools.partial(
-            adjoint.solve,
+            torchadjoint.solve if self.solver == "dopri5" else torchdiffeq_reference.solve,
             rtol=self.rtol,
             atol=self.atol,
             adjoint=self.norm,
-            solver=self.solver,
             warm_start=self.warm_start,
         )
 
@@ -151,8 +154,19 @@ def _checked(setting: Field, value: Any) -> Any:
     if typing.get_origin(kind) is typing.Literal:
         return arguments.choice(setting.name, value, typing.get_args(kind))
     if os.PathLike in typing.get_args(kind) and not (value is None and type(None) in typing.get_args(kind)):
-        return arguments.path(setting.name, value)
+        return _checked_path(setting.name, value)
     return value
+
+
+def _checked_path(name: str, value: Any) -> str:
+    """The path `value` as a string, with ~ at its start expanded. ValueError if no folder can have it."""
+    try:
+        encoded = os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):
+        encoded = b""
+    if not 0 < len(encoded) <= LONGEST_PATH or b"\0" in encoded:
+        arguments.refuse(name, value, "the path of a folder")
+    return os.path.expanduser(os.fsdecode(encoded))
 
 
 def _checked_device(device: int | str | torch.device) -> str:

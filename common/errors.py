@@ -1,8 +1,4 @@
-"""What stops a run: the solver and the trainer raise these, and the command line explains them."""
-
-
-class SolverError(RuntimeError):
-    """A solve could not go on, for example because its step became too small for the tolerances."""
+"""What stops a run: the trainer raises these, and the command line explains them."""
 
 
 class TrainingFailed(RuntimeError):

@@ -4,9 +4,10 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from torchadjoint.statistics import SolveStatistics
+
 from .records import Record, read_as
 from .results import Metrics
-from .statistics import SolveStatistics
 
 MAX_TIMES = 256
 """How many times of each kind the metrics of a pass keep at most."""

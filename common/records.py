@@ -6,7 +6,7 @@ from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from .arguments import shown
+from torchadjoint.arguments import shown
 
 IN_MEMORY_ONLY = {"in_memory_only": True}
 """The metadata of a field that JSON leaves out."""

@@ -22,8 +22,9 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from torchadjoint.arguments import shown
+
 from . import files
-from .arguments import shown
 from .config import check_stored
 from .provenance import Provenance
 from .records import IN_MEMORY_ONLY, Record, plain, read_as

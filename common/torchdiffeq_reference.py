@@ -1,15 +1,14 @@
-"""The same solves by stock torchdiffeq, counted by its callbacks: `solver="torchdiffeq"`, which tests compare with."""
-
-from collections.abc import Sequence
+"""The same solves by stock torchdiffeq, counted by its callbacks: the setting `solver` picks it, and tests compare."""
 
 import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from .errors import SolverError
-from .field import checked_derivative
-from .norms import Adjoint, block_norm, consecutive_blocks, norm_blocks
-from .statistics import SolveStatistics
+from torchadjoint import Solution, SolverError, callbacks
+from torchadjoint.field import checked_derivative
+from torchadjoint.norms import Adjoint, block_norm, consecutive_blocks, norm_blocks
+from torchadjoint.problem import Problem, of_its_arguments
+from torchadjoint.statistics import SolveStatistics
 
 
 class _Counted(nn.Module):
@@ -71,58 +70,57 @@ class _Counted(nn.Module):
         self.statistics.backward.reject_times.append(self.sign * t0.item())
 
 
-def solve(
-    func: nn.Module,
-    y0: Tensor,
-    t: Tensor,
-    *,
-    adjoint: Adjoint,
-    jumps: Sequence[float],
-    state_sizes: Sequence[int],
-    parameters: tuple[Tensor, ...],
-    statistics: SolveStatistics,
-    tolerances: tuple[float, float, float, float],
-    first_step: float | None,
-    max_num_steps: int,
-) -> Tensor:
-    """The states at the times `t` (times, *shape of y0); arguments as `adjoint.solve` has checked them.
+@of_its_arguments
+def solve(problem: Problem) -> Solution:
+    """As `torchadjoint.solve`, by stock torchdiffeq; `discrete` is `torchdiffeq.odeint`, differentiated through.
 
-    `tolerances` are rtol, atol, adjoint_rtol, adjoint_atol. `discrete` is `torchdiffeq.odeint`, differentiated through.
+    It forgets all later jumps once a step happens to end on one.
+
+    Raises:
+        ValueError: for a warm start, compiled attempts and callbacks of func, which only our own solver knows.
+        SolverError: where torchdiffeq would raise AssertionError.
     """
-    rtol, atol, adjoint_rtol, adjoint_atol = tolerances
-    counted = _Counted(func, statistics, t, max_num_steps=max_num_steps)
-    jump_t = torch.tensor(jumps, dtype=torch.float64, device=y0.device)
-    # Solving towards smaller times torchdiffeq negates t; it does so to `options`, but not to `adjoint_options`.
-    adjoint_jump_t = counted.sign * jump_t
-    forward_blocks = consecutive_blocks(state_sizes)
-    options = dict(first_step=first_step, jump_t=jump_t, norm=lambda y: block_norm(y.reshape(-1), forward_blocks))
-    if adjoint is Adjoint.DISCRETE:
-        return torchdiffeq.odeint(counted, y0, t, rtol=rtol, atol=atol, method="dopri5", options=options)
-
-    blocks = norm_blocks(
-        adjoint,
-        state_sizes=state_sizes,
-        parameter_sizes=[parameter.numel() for parameter in parameters],
-        solution_size=len(t) * y0.numel(),
-    )
-
-    def norm(adjoint_state: tuple[Tensor, ...]) -> Tensor:
-        time_adjoint, *others = adjoint_state
-        return block_norm(torch.cat([tensor.reshape(-1) for tensor in (*others, time_adjoint)]), blocks)
-
-    solution = torchdiffeq.odeint_adjoint(
-        counted,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
+    if problem.warm_start or problem.compile or callbacks.listener(problem.asked, "", problem.split):
+        raise ValueError("solver='torchdiffeq' has no warm_start, no compile and no callbacks: use solver='dopri5'")
+    statistics, y0, t = SolveStatistics(), problem.y0, problem.t
+    counted = _Counted(problem.func, statistics, t, max_num_steps=problem.max_num_steps)
+    jump_t = torch.tensor(problem.jumps, dtype=torch.float64, device=y0.device)
+    forward_blocks = consecutive_blocks(problem.sizes)
+    forward = dict(
+        rtol=problem.rtol,
+        atol=problem.atol,
         method="dopri5",
-        options=options,
-        adjoint_rtol=adjoint_rtol,
-        adjoint_atol=adjoint_atol,
-        adjoint_options=dict(jump_t=adjoint_jump_t, norm=norm),
-        adjoint_params=parameters,
+        options=dict(
+            first_step=problem.first_step, jump_t=jump_t, norm=lambda y: block_norm(y.reshape(-1), forward_blocks)
+        ),
     )
-    # From here on whatever evaluates is the backward solve.
+    if problem.adjoint is Adjoint.DISCRETE:
+        solution = torchdiffeq.odeint(counted, y0, t, **forward)
+    else:
+        blocks = norm_blocks(
+            problem.adjoint,
+            state_sizes=problem.sizes,
+            parameter_sizes=[parameter.numel() for parameter in problem.parameters],
+            solution_size=len(t) * y0.numel(),
+        )
+
+        def norm(adjoint_state: tuple[Tensor, ...]) -> Tensor:
+            time_adjoint, *others = adjoint_state
+            return block_norm(torch.cat([tensor.reshape(-1) for tensor in (*others, time_adjoint)]), blocks)
+
+        solution = torchdiffeq.odeint_adjoint(
+            counted,
+            y0,
+            t,
+            **forward,
+            adjoint_rtol=problem.adjoint_rtol,
+            adjoint_atol=problem.adjoint_atol,
+            # Solving towards smaller times torchdiffeq negates t; it does so to `options`, but not to these.
+            adjoint_options=dict(jump_t=counted.sign * jump_t, norm=norm),
+            adjoint_params=problem.parameters,
+        )
+    # From here on whatever evaluates is the backward solve, and each backward is counted alone.
     counted.evaluation_times = statistics.backward.evaluation_times
-    return solution
+    if solution.requires_grad:
+        solution.register_hook(lambda gradient: statistics.backward.clear())
+    return Solution(problem.split(solution) if problem.is_tuple else solution, statistics)

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batches import Batches, DataSplit
+from torchadjoint import SolverError
+from torchadjoint.statistics import SolveStatistics
 
 from .checkpoint import RESUME, Checkpoint, DelayedSignals, State
 from .config import TrainingConfig
-from .errors import SolverError, TrainingFailed
+from .errors import TrainingFailed
 from .measuring import Pass
 from .progress import Progress, say
 from .provenance import Provenance, describe
 from .records import read_as
 from .results import ClassifierEpoch, Epoch, HistoryEntry, Metrics, Results, make_directory, save
-from .statistics import SolveStatistics
 
 CHECKPOINT_SECONDS = 300.0
 """How long an epoch trains on at most before it writes a checkpoint; each epoch writes one at its end too."""

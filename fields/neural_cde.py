@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from common.dopri5 import NUM_STAGES
+from torchadjoint.dopri5 import NUM_STAGES
 
 relu_backward = torch.ops.aten.threshold_backward.grad_input
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -54,7 +54,7 @@ class _Slot:
 
 
 class NeuralCDEField:
-    """tanh(W h(z) + b) dX/dt with h a ReLU network, for a path X linear between its knots, as a `common.field.Field`.
+    """tanh(W h(z) + b) dX/dt with h a ReLU network, for a path X linear between its knots, as a `torchadjoint.Field`.
 
     Static: `t` matters only to `enter`, which copies the slope of its interval to where it is read.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from common.dopri5 import NUM_STAGES
+from torchadjoint.dopri5 import NUM_STAGES
 
 from .softplus_networks import NUM_ROWS, RowNetwork, SlopeNetwork
 from .symplectic_dynamics import SymplecticDynamics, angle_rows
@@ -30,7 +30,7 @@ class _Slot:
 
 
 class SymplecticField:
-    """`SymplecticDynamics` of three softplus networks of (cos q, sin q), as a `common.field.Field`.
+    """`SymplecticDynamics` of three softplus networks of (cos q, sin q), as a `torchadjoint.Field`.
 
     Args:
         factor, potential, control: the linear layers of L (4 -> 3), V (4 -> 1) and g (4 -> 4).

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import passes
-from common.adjoint import solve
-from common.norms import rms_norm
-from common.solver import Solver
-from common.statistics import SolveStatistics
+from torchadjoint import passes, solve
+from torchadjoint.norms import rms_norm
+from torchadjoint.solver import Solver
+from torchadjoint.statistics import SolveStatistics
 
 BLOCK_NAMES = ("z", "a_z", "a_theta")
 """What the blocks of the norm `default` weigh. The last one, a_t, is left out: it is 0, as t needs no gradient."""

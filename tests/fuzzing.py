@@ -15,7 +15,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from common.errors import SolverError, TrainingFailed
+from common.errors import TrainingFailed
+from torchadjoint import SolverError
 
 PROJECT = Path(__file__).parent.parent
 NUM_CASES = int(os.environ.get("FUZZ_CASES", 2_500))

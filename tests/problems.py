@@ -5,10 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.adjoint import State, solve
-from common.statistics import SolveStatistics
+import torchadjoint
+from common import torchdiffeq_reference
+from torchadjoint import Solution
+from torchadjoint.problem import State
+from torchadjoint.statistics import SolveStatistics
 
 F64 = torch.float64
+SOLVERS = {"dopri5": torchadjoint.solve, "torchdiffeq": torchdiffeq_reference.solve}
+
+
+def solve(func: nn.Module, y0: State, t: Tensor, *, solver: str = "dopri5", **options) -> Solution:
+    """Solve by ours or by the reference."""
+    return SOLVERS[solver](func, y0, t, **options)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:

@@ -3,17 +3,16 @@ import functools
 import pytest
 import torch
 import torchdiffeq
-from problems import F64, distance, random
+from problems import F64, distance, random, solve
 from torch import nn
 
 import acrobot
 from benchmarks.published_field import PublishedField
-from common.adjoint import solve
-from common.field import AutogradField
-from common.norms import Adjoint, block_norm, norm_blocks
 from datasets.acrobot import TIMES, load
 from fields.softplus_networks import SlopeNetwork
 from fields.symplectic_dynamics import SymplecticDynamics
+from torchadjoint.field import AutogradField
+from torchadjoint.norms import Adjoint, block_norm, norm_blocks
 
 NUM_PARAMETERS = 509_108
 

@@ -5,8 +5,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.adjoint import odeint_adjoint
-from common.field import AutogradField
+from torchadjoint import odeint_adjoint
+from torchadjoint.field import AutogradField
 
 INCREASING = torch.linspace(0, 3, 5, dtype=F64)
 # Like acrobot's: a few output times, close to each other.

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import F64, Linear, Network, differentiate, differentiate_exactly, distance, random, steps
 
-from common.adjoint import solve
+from torchadjoint import solve
 
 ADJOINTS = ["default", "seminorm", "per-tensor", "discrete"]
 

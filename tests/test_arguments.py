@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from problems import F64, Growth, Network, random
+from problems import F64, Growth, Network, random, solve
 
-from common import arguments
-from common.adjoint import solve
-from common.errors import SolverError
+from common.config import _checked_path
+from torchadjoint import SolverError, arguments
 
 T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
 
@@ -25,8 +24,8 @@ def test_numbers_of_other_libraries_become_pythons():
 
 def test_paths_become_strings(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert arguments.path("results_dir", Path("a", "b")) == arguments.path("results_dir", b"a/b") == "a/b"
-    assert arguments.path("results_dir", "~/runs") == "/home/me/runs"
+    assert _checked_path("results_dir", Path("a", "b")) == _checked_path("results_dir", b"a/b") == "a/b"
+    assert _checked_path("results_dir", "~/runs") == "/home/me/runs"
 
 
 @pytest.mark.parametrize(
@@ -40,11 +39,11 @@ def test_paths_become_strings(monkeypatch):
         (arguments.whole_number, 2.5, "x is 2.5, but must be a whole number of at least 1"),
         (arguments.flag, "no", "x is 'no', but must be True or False"),
         (arguments.flag, 1, "x is 1, but must be True or False"),
-        (arguments.path, "", "x is '', but must be the path of a folder"),
-        (arguments.path, None, "x is None, but must be the path of a folder"),
-        (arguments.path, "a\0b", r"x is 'a\x00b', but must be the path of a folder"),
-        (arguments.path, "\ud800", r"x is '\ud800', but must be the path of a folder"),
-        (arguments.path, "x" * 9999, "xxx..., but must be the path of a folder"),
+        (_checked_path, "", "x is '', but must be the path of a folder"),
+        (_checked_path, None, "x is None, but must be the path of a folder"),
+        (_checked_path, "a\0b", r"x is 'a\x00b', but must be the path of a folder"),
+        (_checked_path, "\ud800", r"x is '\ud800', but must be the path of a folder"),
+        (_checked_path, "x" * 9999, "xxx..., but must be the path of a folder"),
         (arguments.flag, torch.ones(2, 2), "x is tensor([[1., 1.], [1., 1.]]), but"),
     ],
 )

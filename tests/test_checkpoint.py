@@ -18,9 +18,10 @@ from test_training import Line, make_config, make_data, run, without_clock
 
 from common import measuring, training
 from common.checkpoint import Checkpoint
-from common.errors import Interrupted, SolverError, TrainingFailed
+from common.errors import Interrupted, TrainingFailed
 from common.randomness import seeded
 from common.results import load
+from torchadjoint import SolverError
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}

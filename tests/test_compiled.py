@@ -10,8 +10,7 @@ import torch
 from problems import F64, Network, Pair, differentiate, distance, random, steps
 from torch import nn
 
-from common import compiled
-from common.adjoint import solve
+from torchadjoint import compiled, solve
 
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 KINKS = (0.5, 1.7, 2.0)

@@ -16,7 +16,7 @@ import acrobot
 import speech_commands
 from common import command_line
 from common.errors import Interrupted, TrainingFailed
-from common.norms import Adjoint
+from torchadjoint.norms import Adjoint
 
 
 def test_settings_are_normalised(tmp_path):

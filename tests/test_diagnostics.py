@@ -15,14 +15,14 @@ from torch import nn
 
 import acrobot
 import speech_commands
-from common import passes
 from common.results import Epoch, HistoryEntry, Metrics, Results, save
-from common.solver import Solver
 from datasets.acrobot import FullyActuatedAcrobot
 from reproduction import control, diagnostics
 from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
 from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, step_errors
+from torchadjoint import passes
+from torchadjoint.solver import Solver
 
 
 class Model(nn.Module):

@@ -12,8 +12,7 @@ from problems import (
     random,
 )
 
-from common import passes
-from common.adjoint import solve
+from torchadjoint import passes, solve
 
 FIRST_STEP = 0.1  # a guess of it would depend on y0, and torchdiffeq differentiates through that
 INTERVALS = (1, 3, 1000)

@@ -5,7 +5,7 @@ import numpy
 import pytest
 from scipy.integrate import RK45
 
-from common.dopri5 import (
+from torchadjoint.dopri5 import (
     ERROR_WEIGHTS,
     MIDPOINT_WEIGHTS,
     NODES,

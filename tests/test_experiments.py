@@ -11,10 +11,11 @@ import torch
 
 import acrobot
 import speech_commands
-from common import adjoint, command_line
-from common.errors import SolverError, TrainingFailed
+from common import command_line
+from common.errors import TrainingFailed
 from common.results import load
 from datasets import synthetic
+from torchadjoint import SolverError
 
 PUBLISHED_NAMES = [
     "memory_usage", "baseline_memory", "start_time", "timespan", "model", "parameters", "history",
@@ -210,7 +211,7 @@ def test_a_failed_solve_is_explained_and_what_was_learnt_is_saved(small_acrobot,
     def fail(*arguments, **options):
         raise SolverError("the step became too small at t = 0.1")
 
-    monkeypatch.setattr(adjoint, "solve", fail)
+    monkeypatch.setattr("torchadjoint.solve", fail)
     with pytest.raises(TrainingFailed, match=r"epoch 1.*, batch 1 of 1, at rtol 0.0001 and atol 0.0001: the step"):
         acrobot.main("cpu", True, **small_acrobot)
     (path,) = saved(small_acrobot)

@@ -14,15 +14,16 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
+from problems import solve
 from test_checkpoint import ENVIRONMENT, checkpoints, learnt
 from test_training import NUM_BATCHES, Line, make_config, make_data, run
 from torch import nn
 
 from common import command_line
-from common.adjoint import solve
-from common.errors import Interrupted, SolverError, TrainingFailed
+from common.errors import Interrupted, TrainingFailed
 from common.randomness import seeded
 from common.results import load
+from torchadjoint import SolverError
 
 
 class Failing(Line):

@@ -2,11 +2,10 @@ import functools
 
 import pytest
 import torch
-from problems import F64, Network, differentiate, distance, random, random_walks, steps
+from problems import F64, Network, differentiate, distance, random, random_walks, solve, steps
 from torch import nn
 from torch.nn import functional
 
-from common.adjoint import solve
 from speech_commands import NeuralCDE
 
 NUM_KNOTS = 16

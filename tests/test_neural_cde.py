@@ -6,13 +6,12 @@ import torchcde
 from problems import F64, distance, random, random_walks
 from torch import nn
 
-from common import adjoint
-from common.adjoint import solve
-from common.dopri5 import NUM_STAGES
-from common.field import AutogradField
 from fields import neural_cde
 from fields.neural_cde import NeuralCDEField
 from speech_commands import ControlledField, NeuralCDE, VectorField
+from torchadjoint import solve
+from torchadjoint.dopri5 import NUM_STAGES
+from torchadjoint.field import AutogradField
 
 NUM_KNOTS, NUM_CHANNELS, NUM_HIDDEN, WIDTH = 6, 4, 7, 5
 ALL_AT_ONCE, SEVERAL_CHUNKS = 1 << 18, 2 * NUM_CHANNELS * NUM_HIDDEN  # two rows a chunk: the last of 5 has one
@@ -220,7 +219,7 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.kinds = []
-        monkeypatch.setattr(adjoint, "AutogradField", self.recorded(AutogradField))
+        monkeypatch.setattr("torchadjoint.api.AutogradField", self.recorded(AutogradField))
         monkeypatch.setattr("speech_commands.NeuralCDEField", self.recorded(NeuralCDEField))
 
     def recorded(self, kind):

@@ -3,13 +3,12 @@ import functools
 import pytest
 import torch
 import torchdiffeq
-from problems import Pair, backward, random, random_walks
+from problems import Pair, backward, random, random_walks, solve
 from torch import nn
 
-from common import solver as solver_module
-from common.adjoint import solve
-from common.norms import Adjoint, block_norm, consecutive_blocks, make_norm, norm_blocks, rms_norm
 from speech_commands import NeuralCDE
+from torchadjoint import solver as solver_module
+from torchadjoint.norms import Adjoint, block_norm, consecutive_blocks, make_norm, norm_blocks, rms_norm
 
 NORMS = ("default", "seminorm", "per-tensor", "as-published")
 

@@ -9,10 +9,9 @@ from problems import F64, differentiate, random, steps
 from test_neural_cde import NUM_HIDDEN, NUM_KNOTS, controlled_field
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import replay
-from common.adjoint import solve
-from common.field import AutogradField
-from common.replay import NUM_EAGER_CALLS, Replay
+from torchadjoint import replay, solve
+from torchadjoint.field import AutogradField
+from torchadjoint.replay import NUM_EAGER_CALLS, Replay
 
 OPTIONS = dict(rtol=1e-5, atol=1e-7, jump_t=range(NUM_KNOTS))
 ADJOINTS = ["default", "seminorm", "per-tensor"]

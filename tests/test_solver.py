@@ -6,9 +6,8 @@ import torch
 from problems import F64, Growth, Integral, Network, Pair, distance, random
 from torch import nn
 
-from common.adjoint import solve
-from common.errors import SolverError
-from common.solver import beside
+from torchadjoint import SolverError, solve
+from torchadjoint.solver import beside
 
 T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
 

@@ -19,9 +19,9 @@ from common.config import TrainingConfig
 from common.provenance import describe
 from common.randomness import seeded, stream
 from common.results import load
-from common.statistics import SolveStatistics
 from common.training import train
 from datasets.batches import Batches, DataSplit
+from torchadjoint.statistics import SolveStatistics
 
 NUM_SAMPLES = 20
 NUM_BATCHES = 3

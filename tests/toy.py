@@ -9,8 +9,8 @@ from typing import Literal
 import test_training
 from test_training import Line
 
-from common.errors import SolverError
 from common.randomness import seeded
+from torchadjoint import SolverError
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,16 @@
-"""Checks of what users give, each saying in one sentence what is wrong with it: the settings and the solve use them."""
+"""Checks of what users give, each saying in one sentence what is wrong with it: `problem` and the experiments' settings use them."""
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, NoReturn
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 JUMPS = "a list of times or a tensor of shape (times,)"
-LONGEST_PATH = 4096
-"""How many bytes a path has at most, on Linux."""
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that PyTorch takes."""
 
@@ -57,7 +53,9 @@ def whole_number(name: str, value: Any, *, minimum: int = 1, maximum: int = LARG
 
 def flag(name: str, value: Any) -> bool:
     """The bool `value`. ValueError if it is none."""
-    if not isinstance(value, bool | numpy.bool_):
+    # NumPy is no requirement, but its bools are fine.
+    is_numpys = getattr(value, "dtype", None) == "bool" and value.shape == ()
+    if not (isinstance(value, bool) or is_numpys):
         refuse(name, value, "True or False")
     return bool(value)
 
@@ -67,17 +65,6 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if not (isinstance(value, str) and value in choices):
         refuse(name, value, f"one of {', '.join(map(repr, choices))}")
     return value
-
-
-def path(name: str, value: Any) -> str:
-    """The path `value` as a string, with ~ at its start expanded. ValueError if no folder can have it."""
-    try:
-        encoded = os.fsencode(value)
-    except (TypeError, UnicodeEncodeError):
-        encoded = b""
-    if not 0 < len(encoded) <= LONGEST_PATH or b"\0" in encoded:
-        refuse(name, value, "the path of a folder")
-    return os.path.expanduser(os.fsdecode(encoded))
 
 
 def state_shapes(y0: Tensor | tuple[Tensor, ...]) -> list[torch.Size]:
@@ -154,7 +141,7 @@ def jump_times(
     are two numbers, between which the field would be asked on the wrong side of its jump.
     """
     try:
-        tensor = jump_t if isinstance(jump_t, Tensor) else torch.as_tensor(numpy.asarray(jump_t))
+        tensor = jump_t if isinstance(jump_t, Tensor) else torch.tensor(list(jump_t), dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         refuse("jump_t", jump_t, JUMPS)
     if tensor.dim() != 1 or tensor.is_complex() or not _is_dense(tensor):

@@ -8,10 +8,10 @@ so not after the last one.
 
 import bisect
 import math
+import struct
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from .replay import Replay
 from .statistics import Statistics
 
 DEFAULT_MAX_NUM_STEPS = 100_000
+FLOAT32, INT32 = struct.Struct("<f"), struct.Struct("<i")
 
 
 class System(Protocol):
@@ -63,9 +64,20 @@ class System(Protocol):
 
 def beside(t: float, towards: float, dtype: torch.dtype) -> float:
     """The number of `dtype` next to `t` on the side of `towards`: a field with a jump at `t` is asked on that side."""
-    if dtype == torch.float32:
-        return float(numpy.nextafter(numpy.float32(t), numpy.float32(towards)))
-    return math.nextafter(t, towards)
+    if dtype == torch.float64:
+        return math.nextafter(t, towards)
+    # Of positive numbers, and of negative ones, the bits are in the order of their sizes.
+    t, towards = _float32(t), _float32(towards)
+    if t == towards:
+        return t
+    if t == 0:
+        return math.copysign(2.0**-149, towards)
+    (bits,) = INT32.unpack(FLOAT32.pack(t))
+    return FLOAT32.unpack(INT32.pack(bits + (1 if (towards > t) == (t > 0) else -1)))[0]
+
+
+def _float32(number: float) -> float:
+    return FLOAT32.unpack(FLOAT32.pack(number))[0]
 
 
 def stage_times(t0: float, t1: float, dtype: torch.dtype) -> list[float]:

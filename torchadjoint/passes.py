@@ -1,4 +1,4 @@
-"""The two passes of a solve, forward and backward, as one differentiable function: `adjoint.solve` is what calls it."""
+"""The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ from .discrete import StepRecord, reverse_steps
 from .dopri5 import STEP_WEIGHTS
 from .field import Field
 from .norms import Adjoint, Block, consecutive_blocks
+from .problem import Problem
 from .solver import Solver, System
 from .statistics import SolveStatistics
 from .systems import AdjointSystem, ForwardSystem, SeminormSystem
@@ -20,38 +21,25 @@ from .systems import AdjointSystem, ForwardSystem, SeminormSystem
 class Plan:
     """All that the two directions of one solve share, apart from the tensors that are differentiated."""
 
+    problem: Problem
     vector_field: Field
-    adjoint: Adjoint
-    times: list[float]
-    jumps: list[float]
-    rtol: float
-    atol: float
-    adjoint_rtol: float
-    adjoint_atol: float
-    state_sizes: list[int]
-    first_step: float | None
-    warm_start: bool
-    checkpoint_interval: int
-    max_num_steps: int
-    compile: bool
-    """Whether attempts are compiled; the field is an `AutogradField` and the adjoint the seminorm then."""
-    statistics: SolveStatistics
+    """An `AutogradField` if attempts are compiled or the output times are differentiated."""
+    is_differentiated: bool
     guarded: list[Tensor]
     """Tensors that the field may read, besides its parameters: they must not change before the backward pass."""
-    has_time_gradient: bool
-    """Whether the gradient of the output times is wanted; only an `AutogradField` has one."""
     forward_listener: Listener | None
     backward_listener: Listener | None
-    is_differentiated: bool = False
     backward_blocks: list[Block] | None = None
     """The norm of the backward solve, if there is one."""
     last_step: float | None = None
     record: list[StepRecord] = field(default_factory=list)
+    statistics: SolveStatistics = field(default_factory=SolveStatistics)
 
     def make_solver(self, system: System, blocks: list[Block], **options) -> Solver:
         """The solver of one direction; `options` are those of `Solver` that the directions do not share."""
-        kind = CompiledSolver if self.compile else Solver
-        return kind(system, blocks, jumps=self.jumps, max_num_steps=self.max_num_steps, **options)
+        problem = self.problem
+        kind = CompiledSolver if problem.compile else Solver
+        return kind(system, blocks, jumps=problem.jumps, max_num_steps=problem.max_num_steps, **options)
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -80,12 +68,12 @@ class DifferentiableSolve(torch.autograd.Function):
         vector_field = plan.vector_field
         plan.statistics.backward.clear()  # A retained graph may have come here before.
         time_gradient = None
-        if plan.adjoint is Adjoint.DISCRETE:
+        if plan.problem.adjoint is Adjoint.DISCRETE:
             state_gradient, gradient = reverse_steps(
                 vector_field,
                 plan.record,
                 solution_gradient,
-                checkpoint_interval=plan.checkpoint_interval,
+                checkpoint_interval=plan.problem.checkpoint_interval,
                 statistics=plan.statistics.backward,
             )
         else:
@@ -96,28 +84,29 @@ class DifferentiableSolve(torch.autograd.Function):
 
 def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
     """The states at the output times (times, *shape)."""
-    records_steps = plan.is_differentiated and plan.adjoint is Adjoint.DISCRETE
-    times = plan.times
-    make_system = CompiledForwardSystem if plan.compile else ForwardSystem
+    problem = plan.problem
+    records_steps = plan.is_differentiated and problem.adjoint is Adjoint.DISCRETE
+    times = problem.times
+    make_system = CompiledForwardSystem if problem.compile else ForwardSystem
     solver = plan.make_solver(
         make_system(plan.vector_field, y0.shape, keeps_last_step=records_steps),
-        consecutive_blocks(plan.state_sizes),
-        rtol=plan.rtol,
-        atol=plan.atol,
+        consecutive_blocks(problem.sizes),
+        rtol=problem.rtol,
+        atol=problem.atol,
         like=y0,
         statistics=plan.statistics.forward,
         listener=plan.forward_listener,
     )
     solution = y0.new_empty(len(times), *y0.shape)
     solution[0] = y0
-    solver.begin(times[0], times[-1], y0.reshape(-1), first_step=plan.first_step)
-    if plan.compile:
+    solver.begin(times[0], times[-1], y0.reshape(-1), first_step=problem.first_step)
+    if problem.compile:
         prepare(solver, plan.backward_blocks)
     for index, time in enumerate(times[1:], start=1):
         while not solver.has_passed(time):
             solver.advance()
             if records_steps:
-                is_kept = len(plan.record) % plan.checkpoint_interval == 0
+                is_kept = len(plan.record) % problem.checkpoint_interval == 0
                 start = solver.start.view(y0.shape).clone() if is_kept else None
                 plan.record.append(StepRecord(solver.t0, solver.t1, solver.first_stage_time, start))
         solution[index] = solver.interpolate(time).view(y0.shape)
@@ -131,35 +120,36 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
 
 def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of y0 (its shape), of the parameters (flat) and of the output times."""
-    vector_field, times, statistics = plan.vector_field, plan.times, plan.statistics.backward
+    problem, vector_field, statistics = plan.problem, plan.vector_field, plan.statistics.backward
+    times = problem.times
     shape = solution.shape[1:]
     half, num_parameters = shape.numel(), sum(vector_field.parameter_sizes)
-    by_quadrature = plan.adjoint is Adjoint.SEMINORM
+    by_quadrature = problem.adjoint is Adjoint.SEMINORM
     # (a_theta, a_t): beside the state for the quadrature, else the end of the state itself.
     integrals = solution.new_zeros(num_parameters + 1)
     if by_quadrature:
-        make_system = CompiledSeminormSystem if plan.compile else SeminormSystem
+        make_system = CompiledSeminormSystem if problem.compile else SeminormSystem
         system = make_system(vector_field, shape, integrals)
     else:
         system = AdjointSystem(vector_field, shape, carries_integrals=True)
     solver = plan.make_solver(
         system,
         plan.backward_blocks,
-        rtol=plan.adjoint_rtol,
-        atol=plan.adjoint_atol,
+        rtol=problem.adjoint_rtol,
+        atol=problem.adjoint_atol,
         like=solution,
         statistics=statistics,
-        exact_end=plan.warm_start,
+        exact_end=problem.warm_start,
         listener=plan.backward_listener,
     )
     solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
     state = solution.new_zeros(system.size)
     state[half : 2 * half] = solution_gradient[-1]
     time_gradient = solution.new_zeros(len(times))
-    step = plan.last_step if plan.warm_start else None
+    step = plan.last_step if problem.warm_start else None
     for index in range(len(times) - 1, 0, -1):
         state[:half] = solution[index]
-        if plan.has_time_gradient:
+        if problem.t.requires_grad:
             slope = torch.empty_like(state[:half])
             vector_field.evaluate(times[index], state[:half].view(shape), slope.view(shape))
             statistics.evaluation_times.append(times[index])
@@ -174,7 +164,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
                 system.add_step(solver.t1 - solver.t0, weights)
         state = solver.interpolate(times[index - 1])
         state[half : 2 * half] += solution_gradient[index - 1]
-        step = solver.next_step if plan.warm_start else None
+        step = solver.next_step if problem.warm_start else None
     if not by_quadrature:
         integrals = state[2 * half :]
     time_gradient[0] = integrals[-1]
