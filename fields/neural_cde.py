@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchadjoint.dopri5 import NUM_STAGES
-
 relu_backward = torch.ops.aten.threshold_backward.grad_input
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -104,7 +102,7 @@ class NeuralCDEField:
         # Evaluations without products go through the rows of one chunk again and again.
         same_rows = [slice(0, chunk.stop - chunk.start) for chunk in self.chunks]
         self.scratch = _Slot(slopes, same_rows, self.widths, num_outputs)
-        self.slots: list[_Slot | None] = [None] * NUM_STAGES
+        self.slots: dict[int, _Slot] = {}
         self.gradient_views: dict[int, list[Tensor]] = {}
 
     def enter(self, t0: float, t1: float) -> None:
@@ -124,7 +122,7 @@ class NeuralCDEField:
         self._evaluate(self.scratch, y, out)
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
-        if self.slots[slot] is None:
+        if slot not in self.slots:
             self.slots[slot] = _Slot(self.slopes, self.chunks, self.widths, self.weights[-1].shape[0])
         self._evaluate(self.slots[slot], y, out)
 
@@ -172,8 +170,8 @@ class NeuralCDEField:
             ]
         return self.gradient_views[key]
 
-    def reuse_last_slot(self) -> None:
-        self.slots[0].copy_(self.slots[-1])
+    def reuse_slot(self, slot: int) -> None:
+        self.slots[0].copy_(self.slots[slot])
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         *hidden, last = self._views(gradient)

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchadjoint.dopri5 import NUM_STAGES
-
 from .softplus_networks import NUM_ROWS, RowNetwork, SlopeNetwork
 from .symplectic_dynamics import SymplecticDynamics, angle_rows
 
@@ -58,7 +56,7 @@ class SymplecticField:
         self.num_tensors = (2 * len(factor), 2 * len(potential), 2 * len(control))
         self.negated_rows = -angle_rows(self.like).permute(2, 0, 1).flatten(0, 1)
         self.scratch = _Slot(self.networks, self.like)
-        self.slots: list[_Slot | None] = [None] * NUM_STAGES
+        self.slots: dict[int, _Slot] = {}
         self.gradient_views: dict[int, list[Sequence[Tensor]]] = {}
 
     def enter(self, t0: float, t1: float) -> None:
@@ -68,7 +66,7 @@ class SymplecticField:
         self._evaluate(self.scratch, y, out)
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
-        if self.slots[slot] is None:
+        if slot not in self.slots:
             self.slots[slot] = _Slot(self.networks, self.like)
         self._evaluate(self.slots[slot], y, out)
 
@@ -111,8 +109,8 @@ class SymplecticField:
             self.gradient_views[key] = [[next(views) for _ in range(number)] for number in self.num_tensors]
         return self.gradient_views[key]
 
-    def reuse_last_slot(self) -> None:
-        self.slots[0], self.slots[-1] = self.slots[-1], self.slots[0]
+    def reuse_slot(self, slot: int) -> None:
+        self.slots[0], self.slots[slot] = self.slots[slot], self.slots[0]
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         pieces = gradient.split(self.parameter_sizes)

@@ -65,7 +65,7 @@ def test_products_by_hand_equal_those_of_autograd(vector_field, batch):
         for slot in (6, 2):
             field.linearise(slot, 0.0, y, derivative)
             field.pullback(slot, cotangent, product)
-        field.reuse_last_slot()
+        field.reuse_slot(6)
         for slot, weight in ((0, 0.3), (2, -2.0)):
             field.add_parameter_product(slot, weight, gradient)
         outcomes.append((derivative, product, gradient, torch.cat([g.reshape(-1) for g in field.unflatten(gradient)])))

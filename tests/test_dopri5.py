@@ -5,17 +5,21 @@ import numpy
 import pytest
 from scipy.integrate import RK45
 
-from torchadjoint.dopri5 import (
-    ERROR_WEIGHTS,
-    MIDPOINT_WEIGHTS,
-    NODES,
-    NUM_STAGES,
-    STAGE_WEIGHTS,
-    STEP_WEIGHTS,
-    first_step_size,
-    interpolation_weights,
-    next_step_size,
-    trial_step_size,
+from torchadjoint import METHODS
+from torchadjoint.methods.runge_kutta import trial_step_size
+
+DOPRI5 = METHODS["dopri5"]
+NODES, NUM_STAGES, STAGE_WEIGHTS, STEP_WEIGHTS = (
+    DOPRI5.nodes,
+    DOPRI5.num_stages,
+    DOPRI5.stage_weights,
+    DOPRI5.step_weights,
+)
+ERROR_WEIGHTS, MIDPOINT_WEIGHTS = DOPRI5.error_weights, DOPRI5.midpoint_weights
+first_step_size, interpolation_weights, next_step_size = (
+    DOPRI5.first_step_size,
+    DOPRI5.interpolation_weights,
+    DOPRI5.next_step_size,
 )
 
 

@@ -6,14 +6,17 @@
 from .api import Solution, odeint_adjoint, solve
 from .errors import SolverError
 from .field import Field
+from .methods import METHODS, RungeKutta
 from .norms import Adjoint, make_norm
 from .statistics import SolveStatistics, Statistics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METHODS",
     "Adjoint",
     "Field",
+    "RungeKutta",
     "Solution",
     "SolveStatistics",
     "SolverError",

@@ -30,7 +30,7 @@ class Solution:
 
 @of_its_arguments
 def solve(problem: Problem) -> Solution:
-    """Solve dy/dt = func(t, y) by Dormand and Prince's method, differentiable with respect to y0, t and parameters.
+    """Solve dy/dt = func(t, y) with error control, differentiable with respect to y0, t and parameters.
 
     Keywords that torchdiffeq has too mean the same here; those of its `options` stand beside the others. Its callbacks
     are called too: methods of func named `callback_step`, `callback_accept_step` and `callback_reject_step` get the
@@ -45,6 +45,7 @@ def solve(problem: Problem) -> Solution:
         t: the output times, of shape (times,): at least two, strictly increasing or decreasing. The first is y0's.
         rtol: relative tolerance.
         atol: absolute tolerance.
+        method: how to step, forward and backward: the name of a method with error control, or a `RungeKutta`.
         adjoint: how to differentiate: a name of `Adjoint`, or False for `default` and True for `seminorm`.
         jump_t: times at which func is discontinuous in t. Every one between the first and the last time, or at the last
             one, is the end of a step in both directions.

@@ -1,4 +1,4 @@
-"""Checks of what users give, each saying in one sentence what is wrong with it: `problem` and the experiments' settings use them."""
+"""Checks of what users give, each of which says in one sentence what is wrong: solves and settings use them."""
 
 import math
 from collections.abc import Iterable, Sequence

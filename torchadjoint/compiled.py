@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dopri5 import ERROR_WEIGHTS, NUM_STAGES, STAGE_WEIGHTS, STEP_WEIGHTS
 from .field import AutogradField
+from .methods.runge_kutta import RungeKutta
 from .norms import Block, block_norm
 from .solver import Solver
 from .systems import ForwardSystem, SeminormSystem
 
-NUM_TIMES = NUM_STAGES - 1
+Table = tuple[tuple[tuple[float, ...], ...], tuple[float, ...], tuple[int, ...]]
+"""Of a method: its stage weights, its error weights, and the stages that have a weight in its step."""
 
 
 class CompiledForwardSystem(ForwardSystem):
     """The state alone, with whole attempts."""
 
-    def __init__(self, vector_field: AutogradField, shape: torch.Size, *, keeps_last_step: bool):
+    def __init__(self, vector_field: AutogradField, shape: torch.Size, *, keeps_last_step: bool, method: RungeKutta):
         super().__init__(vector_field, shape, keeps_last_step=keeps_last_step)
-        self.compiled = _compiled(_attempt_forward, shape, _structure(vector_field.func))
+        self.compiled = _compiled(_attempt_forward, method, shape, _structure(vector_field.func))
 
     def attempt(self, *of_step) -> tuple[Tensor, Tensor, Tensor]:
         """The slopes of the stages after the first (stages - 1, size), the end (size), and the error ratio."""
@@ -41,8 +42,8 @@ class CompiledSeminormSystem(SeminormSystem):
     rejected attempt has computed it in vain.
     """
 
-    def __init__(self, vector_field: AutogradField, shape: torch.Size, integrals: Tensor):
-        super().__init__(vector_field, shape, integrals)
+    def __init__(self, vector_field: AutogradField, method: RungeKutta, shape: torch.Size, integrals: Tensor):
+        super().__init__(vector_field, method, shape, integrals)
         self.first_product = torch.zeros_like(integrals)
         """The parameters' slope at the first stage."""
         func = vector_field.func
@@ -55,7 +56,7 @@ class CompiledSeminormSystem(SeminormSystem):
             if parameter.requires_grad
         )
         """Where `func` has which of the parameters: a tied one in several places, each named once."""
-        self.compiled = _compiled(_attempt_backward, shape, _structure(func))
+        self.compiled = _compiled(_attempt_backward, method, shape, _structure(func))
 
     def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
         super().evaluate(stage, t, is_last_step=is_last_step)
@@ -71,7 +72,7 @@ class CompiledSeminormSystem(SeminormSystem):
         )
         return slopes, end, ratio
 
-    def reuse_last_stage(self) -> None:
+    def reuse_stage(self, stage: int) -> None:
         self.first_product.copy_(self.last_product)
 
     def _average(self, weights: Sequence[float]) -> None:
@@ -83,9 +84,11 @@ class CompiledSolver(Solver):
 
     def _error_ratio(self, *, is_last_step: bool = False) -> Tensor:
         # The step that reaches the end counts only as far as the end.
-        weights = self.weights_at(self.t_end) if self.has_passed(self.t_end) else STEP_WEIGHTS
+        weights = self.weights_at(self.t_end) if self.has_passed(self.t_end) else self.method.step_weights
         numbers = self.start.new_tensor([*self.stage_times, *weights, self.t1 - self.t0, self.rtol, self.atol])
-        slopes, end, ratio = self.system.attempt(tuple(self.blocks), self.start, self.slopes[0], numbers)
+        slopes, end, ratio = self.system.attempt(
+            _table(self.method), tuple(self.blocks), self.start, self.slopes[0], numbers
+        )
         self.slopes[1:].copy_(slopes)
         self.end.copy_(end)
         return ratio
@@ -104,13 +107,14 @@ def prepare(solver: CompiledSolver, backward_blocks: Sequence[Block] | None) -> 
     system, start, slope = solver.system, solver.start, solver.slopes[0]
     func = system.field.func
     # What comes out is not used.
-    numbers = start.new_full((NUM_TIMES + NUM_STAGES + 3,), solver.t0)
-    system.compiled.prepare(func, lambda: system.attempt(tuple(solver.blocks), start, slope, numbers))
+    method, table = solver.method, _table(solver.method)
+    numbers = start.new_full((2 * method.num_stages + 2,), solver.t0)
+    system.compiled.prepare(func, lambda: system.attempt(table, tuple(solver.blocks), start, slope, numbers))
     if backward_blocks is not None:
         size = sum(system.field.parameter_sizes) + 1
-        backward = CompiledSeminormSystem(system.field, system.shape, start.new_zeros(size))
+        backward = CompiledSeminormSystem(system.field, method, system.shape, start.new_zeros(size))
         zeros = torch.zeros_like(start)
-        of_step = tuple(backward_blocks), torch.cat([start, zeros]), torch.cat([slope, zeros]), numbers
+        of_step = table, tuple(backward_blocks), torch.cat([start, zeros]), torch.cat([slope, zeros]), numbers
         backward.compiled.prepare(func, lambda: backward.attempt(*of_step))
 
 
@@ -166,14 +170,18 @@ class _Compiled:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(function: Callable, shape: torch.Size, structure: tuple) -> _Compiled:
-    """The compiled `function` for all modules of one `structure` and states of one shape."""
+def _compiled(function: Callable, method: RungeKutta, shape: torch.Size, structure: tuple) -> _Compiled:
+    """The compiled `function` for one method, all modules of one `structure` and states of one shape."""
     return _Compiled(function)
 
 
 def _owner(func: nn.Module) -> weakref.ref:
     """Something that stays when `func` is wrapped anew for another solve: its first parameter, if it has one."""
     return weakref.ref(next(func.parameters(), func))
+
+
+def _table(method: RungeKutta) -> Table:
+    return method.stage_weights, method.error_weights, method.weighing_stages
 
 
 def _structure(func: nn.Module) -> tuple:
@@ -201,23 +209,26 @@ def _structure(func: nn.Module) -> tuple:
 
 def _attempt(
     slope_at: Callable[[Tensor, Tensor], Tensor],
+    table: Table,
     blocks: Sequence[Block],
     start: Tensor,
     first_slope: Tensor,
     numbers: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The slopes, the end and the error ratio of a step, whose `numbers` are those of `CompiledSolver`."""
+    stage_weights, error_weights, _ = table
     dt, rtol, atol = numbers[-3:].unbind()
     slopes = [first_slope]
 
     def combined(weights: Sequence[float]) -> Tensor:
         return dt * sum(weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight)
 
-    for stage_weights, t in zip(STAGE_WEIGHTS[1:], numbers[:NUM_TIMES].unbind(), strict=True):
-        end = start + combined(stage_weights)
+    times = numbers[: len(stage_weights) - 1].unbind()
+    for weights, t in zip(stage_weights[1:], times, strict=True):
+        end = start + combined(weights)
         slopes.append(slope_at(t, end))
     scale = atol + rtol * torch.maximum(start.abs(), end.abs())
-    return torch.stack(slopes[1:]), end, block_norm(combined(ERROR_WEIGHTS) / scale, blocks)
+    return torch.stack(slopes[1:]), end, block_norm(combined(error_weights) / scale, blocks)
 
 
 def _attempt_forward(func: nn.Module, shape: torch.Size, *of_step) -> tuple[Tensor, ...]:
@@ -227,6 +238,7 @@ def _attempt_forward(func: nn.Module, shape: torch.Size, *of_step) -> tuple[Tens
 def _attempt_backward(
     func: nn.Module,
     shape: torch.Size,
+    table: Table,
     blocks: Sequence[Block],
     start: Tensor,
     first_slope: Tensor,
@@ -249,8 +261,8 @@ def _attempt_backward(
         products.append(torch.cat([product.reshape(-1) for product in (*by_parameters, by_t)]))
         return torch.cat([slope.reshape(-1), -by_z.reshape(-1)])
 
-    attempted = _attempt(slope_at, blocks, start, first_slope, numbers)
-    weights = numbers[NUM_TIMES : NUM_TIMES + NUM_STAGES].unbind()
-    # Stage 1 weighs nothing, neither in the step nor in its dense output.
-    rate = sum(weights[stage] * products[stage] for stage in range(NUM_STAGES) if stage != 1)
+    attempted = _attempt(slope_at, table, blocks, start, first_slope, numbers)
+    _, _, weighing_stages = table
+    weights = numbers[len(products) - 1 : -3].unbind()
+    rate = sum(weights[stage] * products[stage] for stage in weighing_stages)
     return *attempted, products[-1], rate

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .dopri5 import NUM_STAGES, STAGE_MATRIX
 from .field import Field
+from .methods.runge_kutta import RungeKutta
 from .solver import stage_times
 from .statistics import Statistics
 
@@ -31,12 +31,12 @@ class StepRecord:
 class _Stages:
     """The stages of one step at a time, linearised."""
 
-    def __init__(self, vector_field: Field, like: Tensor, statistics: Statistics):
-        self.field = vector_field
+    def __init__(self, vector_field: Field, method: RungeKutta, like: Tensor, statistics: Statistics):
+        self.field, self.method = vector_field, method
         self.shape = like.shape
         self.statistics = statistics
-        self.slopes = like.new_empty(NUM_STAGES, like.numel())
-        self.tableau = like.new_tensor(STAGE_MATRIX)
+        self.slopes = like.new_empty(method.num_stages, like.numel())
+        self.tableau = like.new_tensor(method.stage_matrix)
 
     def state(self, step: StepRecord, start: Tensor, stage: int) -> Tensor:
         """The state at a stage, or for the last stage at the end of the step, from the slopes before it."""
@@ -45,10 +45,16 @@ class _Stages:
         weights = self.tableau[stage, :stage] * (step.t1 - step.t0)
         return torch.addmv(start.view(-1), self.slopes[:stage].T, weights).view(self.shape)
 
+    def share_a_slope(self, step: StepRecord | None, after: StepRecord | None) -> bool:
+        """Whether the last slope of `step` served as the first of `after`, the step after it: not at a jump."""
+        if step is None or after is None:
+            return False
+        return after.first_stage_time == stage_times(self.method, step.t0, step.t1, self.slopes.dtype)[-1]
+
     def linearise(self, step: StepRecord, start: Tensor, stage: int) -> None:
         if step.is_linearised and stage > 0:
             return
-        times = [step.first_stage_time, *stage_times(step.t0, step.t1, start.dtype)]
+        times = [step.first_stage_time, *stage_times(self.method, step.t0, step.t1, start.dtype)]
         self.statistics.evaluation_times.append(times[stage])
         slope = self.slopes[stage].view(self.shape)
         self.field.linearise(stage, times[stage], self.state(step, start, stage), slope)
@@ -63,6 +69,7 @@ class _Stages:
 
 def reverse_steps(
     vector_field: Field,
+    method: RungeKutta,
     record: list[StepRecord],
     solution_gradient: Tensor,
     *,
@@ -74,7 +81,8 @@ def reverse_steps(
     Memory: the states kept in `record`, those of one `checkpoint_interval`, and the linearised stages of one step: at
     first the last, as the forward solve leaves it.
     """
-    stages = _Stages(vector_field, solution_gradient[0], statistics)
+    stages = _Stages(vector_field, method, solution_gradient[0], statistics)
+    last = method.num_stages - 1
     gradient = solution_gradient.new_zeros(sum(vector_field.parameter_sizes))
     flat = solution_gradient.reshape(len(solution_gradient), -1)
     end_gradient = torch.zeros_like(flat[0])
@@ -85,9 +93,9 @@ def reverse_steps(
         starts = [steps[0].start]
         for step in steps[:-1]:
             vector_field.enter(step.t0, step.t1)
-            for stage in range(NUM_STAGES - 1):
+            for stage in range(last):
                 stages.linearise(step, starts[-1], stage)
-            starts.append(stages.state(step, starts[-1], NUM_STAGES - 1))
+            starts.append(stages.state(step, starts[-1], last))
         for index in reversed(range(len(steps))):
             number = first + index
             end_gradient = _reverse_step(
@@ -118,15 +126,15 @@ def _reverse_step(
 
     Where a step's last slope is the first of the next, the next step pulls both back at once.
     """
-    dt = step.t1 - step.t0
+    dt, last = step.t1 - step.t0, stages.method.num_stages - 1
     stages.field.enter(step.t0, step.t1)
-    for stage in range(NUM_STAGES - 1):
+    for stage in range(last):
         stages.linearise(step, start, stage)
-    if not _share_a_slope(step, after, start.dtype):
+    if not stages.share_a_slope(step, after):
         last_slope_gradient = _last_slope_gradient(step, solution_gradient)
         if last_slope_gradient is not None:
-            stages.linearise(step, start, NUM_STAGES - 1)
-            end_gradient = end_gradient + stages.pullback(NUM_STAGES - 1, last_slope_gradient, gradient)
+            stages.linearise(step, start, last)
+            end_gradient = end_gradient + stages.pullback(last, last_slope_gradient, gradient)
 
     # The tableau's last row is the step: weights that are already on the device.
     slope_gradients = torch.outer(stages.tableau[-1] * dt, end_gradient)
@@ -134,12 +142,12 @@ def _reverse_step(
     for index, weights in step.outputs.items():
         start_gradient += solution_gradient[index]
         slope_gradients.addr_(end_gradient.new_tensor(weights) * dt, solution_gradient[index])
-    if _share_a_slope(before, step, start.dtype):
+    if stages.share_a_slope(before, step):
         last_slope_gradient = _last_slope_gradient(before, solution_gradient)
         if last_slope_gradient is not None:
             slope_gradients[0] += last_slope_gradient
 
-    for stage in reversed(range(NUM_STAGES - 1)):
+    for stage in reversed(range(last)):
         product = stages.pullback(stage, slope_gradients[stage], gradient)
         start_gradient += product
         if stage > 0:
@@ -147,13 +155,6 @@ def _reverse_step(
     # Should the gradient be asked for again, other steps will have taken the slots.
     step.is_linearised = False
     return start_gradient
-
-
-def _share_a_slope(step: StepRecord | None, after: StepRecord | None, dtype: torch.dtype) -> bool:
-    """Whether the last slope of `step` served as the first of the step `after` it: not at a jump, nor at the ends."""
-    if step is None or after is None:
-        return False
-    return after.first_stage_time == stage_times(step.t0, step.t1, dtype)[-1]
 
 
 def _last_slope_gradient(step: StepRecord, solution_gradient: Tensor) -> Tensor | None:

@@ -2,8 +2,8 @@
 
 The reverse products come in three parts, so that none is computed before it is sure to be needed: `linearise` evaluates
 the field and keeps what its products need, `pullback` gives the product with the state's Jacobian, and
-`add_parameter_product` the one with the parameters', which only an accepted step asks for. What is kept lives in one
-slot for each stage of a Runge-Kutta step.
+`add_parameter_product` the one with the parameters', which only an accepted step asks for. What is kept lives in
+slots, numbered as the stages of a Runge-Kutta step are.
 """
 
 import contextlib
@@ -12,8 +12,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-from .dopri5 import NUM_STAGES
 
 
 class Field(Protocol):
@@ -44,8 +42,8 @@ class Field(Protocol):
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
         """Add weight * cotangent^T df/dparameters to the flat `gradient`, for the last `pullback` of `slot`."""
 
-    def reuse_last_slot(self) -> None:
-        """The last stage is the next step's first: let the first slot hold what the last one holds."""
+    def reuse_slot(self, slot: int) -> None:
+        """The stage in `slot` is the next step's first: let slot 0 hold what that one holds, which may be lost then."""
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The flat `gradient` as tensors of the parameters' shapes."""
@@ -102,8 +100,8 @@ class AutogradField:
         self.shape = shape
         self.time_gradient = time_gradient
         self.parameter_sizes = tuple(parameter.numel() for parameter in parameters)
-        self.points: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * NUM_STAGES
-        self.cotangents: list[Tensor | None] = [None] * NUM_STAGES
+        self.points: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.cotangents: dict[int, Tensor] = {}
 
     def enter(self, t0: float, t1: float) -> None:
         """A field of `t` alone needs no telling."""
@@ -145,9 +143,9 @@ class AutogradField:
                 gradient[position : position + target.numel()].add_(product.reshape(-1), alpha=weight)
             position += target.numel()
 
-    def reuse_last_slot(self) -> None:
-        self.points[0] = self.points[-1]
-        self.cotangents[0] = self.cotangents[-1]
+    def reuse_slot(self, slot: int) -> None:
+        self.points[0] = self.points[slot]
+        self.cotangents[0] = self.cotangents[slot]
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         pieces = gradient.split(self.parameter_sizes)

@@ -1,5 +1,6 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 from .callbacks import Listener
 from .compiled import CompiledForwardSystem, CompiledSeminormSystem, CompiledSolver, prepare
 from .discrete import StepRecord, reverse_steps
-from .dopri5 import STEP_WEIGHTS
 from .field import Field
 from .norms import Adjoint, Block, consecutive_blocks
 from .problem import Problem
@@ -39,7 +39,7 @@ class Plan:
         """The solver of one direction; `options` are those of `Solver` that the directions do not share."""
         problem = self.problem
         kind = CompiledSolver if problem.compile else Solver
-        return kind(system, blocks, jumps=problem.jumps, max_num_steps=problem.max_num_steps, **options)
+        return kind(system, problem.method, blocks, jumps=problem.jumps, max_num_steps=problem.max_num_steps, **options)
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -71,6 +71,7 @@ class DifferentiableSolve(torch.autograd.Function):
         if plan.problem.adjoint is Adjoint.DISCRETE:
             state_gradient, gradient = reverse_steps(
                 vector_field,
+                plan.problem.method,
                 plan.record,
                 solution_gradient,
                 checkpoint_interval=plan.problem.checkpoint_interval,
@@ -87,7 +88,7 @@ def _solve_forward(plan: Plan, y0: Tensor) -> Tensor:
     problem = plan.problem
     records_steps = plan.is_differentiated and problem.adjoint is Adjoint.DISCRETE
     times = problem.times
-    make_system = CompiledForwardSystem if problem.compile else ForwardSystem
+    make_system = functools.partial(CompiledForwardSystem, method=problem.method) if problem.compile else ForwardSystem
     solver = plan.make_solver(
         make_system(plan.vector_field, y0.shape, keeps_last_step=records_steps),
         consecutive_blocks(problem.sizes),
@@ -129,7 +130,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
     integrals = solution.new_zeros(num_parameters + 1)
     if by_quadrature:
         make_system = CompiledSeminormSystem if problem.compile else SeminormSystem
-        system = make_system(vector_field, shape, integrals)
+        system = make_system(vector_field, problem.method, shape, integrals)
     else:
         system = AdjointSystem(vector_field, shape, carries_integrals=True)
     solver = plan.make_solver(
@@ -160,7 +161,7 @@ def _solve_backward(plan: Plan, solution: Tensor, solution_gradient: Tensor) -> 
             solver.advance()
             if by_quadrature:
                 is_last = solver.has_passed(times[index - 1])
-                weights = solver.weights_at(times[index - 1]) if is_last else STEP_WEIGHTS
+                weights = solver.weights_at(times[index - 1]) if is_last else problem.method.step_weights
                 system.add_step(solver.t1 - solver.t0, weights)
         state = solver.interpolate(times[index - 1])
         state[half : 2 * half] += solution_gradient[index - 1]

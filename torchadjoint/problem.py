@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import arguments
 from .field import checked_derivative
+from .methods import RungeKutta, find_method
 from .norms import Adjoint
 from .solver import DEFAULT_MAX_NUM_STEPS
 
@@ -41,6 +42,7 @@ class Problem:
     """What is differentiated besides y0 and t."""
     are_all_parameters: bool
     """Whether these are all the parameters that func has, and nothing else."""
+    method: RungeKutta
     adjoint: Adjoint
     rtol: float
     atol: float
@@ -83,6 +85,7 @@ def pose(
     *,
     rtol: float = 1e-7,
     atol: float = 1e-9,
+    method: str | RungeKutta = "dopri5",
     adjoint: str | bool | Adjoint = Adjoint.SEMINORM,
     jump_t: Tensor | Sequence[float] = (),
     adjoint_rtol: float | None = None,
@@ -134,6 +137,7 @@ def pose(
         is_tuple=is_tuple,
         parameters=parameters,
         are_all_parameters=adjoint_params is None and all(parameter.requires_grad for parameter in func.parameters()),
+        method=find_method(method),
         adjoint=adjoint,
         rtol=rtol,
         atol=atol,

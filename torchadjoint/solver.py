@@ -1,7 +1,7 @@
-"""The adaptive solver: Dormand-Prince steps of one system in one direction of time. The adjoint drives it.
+"""The adaptive solver: Runge-Kutta steps of one system in one direction of time. The adjoint drives it.
 
 Time, step size and controller are Python floats, so an attempted step waits for the device once, to read its error.
-The steps are those of torchdiffeq's dopri5, with two differences: a step that ends exactly on a jump counts as having
+The steps are those of torchdiffeq, with two differences: a step that ends exactly on a jump counts as having
 met it (torchdiffeq forgets every later jump then), and the evaluation after a jump is made when the next step needs it,
 so not after the last one.
 """
@@ -16,18 +16,8 @@ import torch
 from torch import Tensor
 
 from . import callbacks
-from .dopri5 import (
-    ERROR_WEIGHTS,
-    NODES,
-    NUM_STAGES,
-    STAGE_MATRIX,
-    STEP_WEIGHTS,
-    first_step_size,
-    interpolation_weights,
-    next_step_size,
-    trial_step_size,
-)
 from .errors import SolverError
+from .methods.runge_kutta import RungeKutta, trial_step_size
 from .norms import Block, block_norm
 from .replay import Replay
 from .statistics import Statistics
@@ -58,8 +48,8 @@ class System(Protocol):
     def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
         """Write the slope of stage number `stage`, be it of a step that reaches the end or not."""
 
-    def reuse_last_stage(self) -> None:
-        """The last stage has become the first."""
+    def reuse_stage(self, stage: int) -> None:
+        """This stage, the last, has become the first."""
 
 
 def beside(t: float, towards: float, dtype: torch.dtype) -> float:
@@ -80,10 +70,10 @@ def _float32(number: float) -> float:
     return FLOAT32.unpack(FLOAT32.pack(number))[0]
 
 
-def stage_times(t0: float, t1: float, dtype: torch.dtype) -> list[float]:
+def stage_times(method: RungeKutta, t0: float, t1: float, dtype: torch.dtype) -> list[float]:
     """Where the stages after the first are evaluated; those at the end of the step are asked just before it."""
     just_before_t1 = beside(t1, t0, dtype)
-    return [just_before_t1 if node == 1 else t0 + node * (t1 - t0) for node in NODES[1:]]
+    return [just_before_t1 if node == 1 else t0 + node * (t1 - t0) for node in method.nodes[1:]]
 
 
 class Solver:
@@ -94,6 +84,7 @@ class Solver:
 
     Args:
         system: what to integrate.
+        method: how to step.
         blocks: the norm, as blocks of the flat state.
         rtol, atol: relative and absolute tolerance.
         jumps: where the system is discontinuous in time, in any order; every one is the end of a step.
@@ -108,6 +99,7 @@ class Solver:
     def __init__(
         self,
         system: System,
+        method: RungeKutta,
         blocks: Sequence[Block],
         *,
         rtol: float,
@@ -119,7 +111,7 @@ class Solver:
         max_num_steps: int = DEFAULT_MAX_NUM_STEPS,
         listener: callbacks.Listener | None = None,
     ):
-        self.system = system
+        self.system, self.method = system, method
         self.blocks = blocks
         self.rtol, self.atol = rtol, atol
         self.jumps = sorted(jumps)
@@ -131,18 +123,19 @@ class Solver:
 
         size, coupled = system.size, system.num_coupled
         self.start, self.end, self.error, self.scale = like.new_zeros(4, size).unbind()
-        self.slopes = like.new_zeros(NUM_STAGES, size)
-        inner = like.new_empty(NUM_STAGES - 2, coupled).unbind()
+        num_stages = method.num_stages
+        self.slopes = like.new_zeros(num_stages, size)
+        inner = like.new_empty(num_stages - 2, coupled).unbind()
         self.stage_states = (self.start[:coupled], *inner, self.end[:coupled])
-        self.tableau = like.new_tensor((*STAGE_MATRIX, ERROR_WEIGHTS))
+        self.tableau = like.new_tensor((*method.stage_matrix, method.error_weights))
         # Views made once: slicing costs as much as a small kernel, and every attempt would do it again.
         self.step_size = like.new_empty(())
         self.weights = torch.empty_like(self.tableau)
-        self.stage_weights = [self.weights[i, :i] for i in range(NUM_STAGES)]
-        self.slopes_before = [self.slopes[:i, :coupled].T for i in range(NUM_STAGES)]
-        self.slopes_before[-1] = self.slopes[: NUM_STAGES - 1].T
-        self.starts = [*[self.start[:coupled]] * (NUM_STAGES - 1), self.start]
-        self.ends = [*self.stage_states[: NUM_STAGES - 1], self.end]
+        self.stage_weights = [self.weights[i, :i] for i in range(num_stages)]
+        self.slopes_before = [self.slopes[:i, :coupled].T for i in range(num_stages)]
+        self.slopes_before[-1] = self.slopes[: num_stages - 1].T
+        self.starts = [*[self.start[:coupled]] * (num_stages - 1), self.start]
+        self.ends = [*self.stage_states[: num_stages - 1], self.end]
         system.bind(self.stage_states, self.slopes.unbind())
         self._first_slope = Replay(device=like.device, is_static=system.is_static)
         self._attempts = Replay(device=like.device, is_static=system.is_static)
@@ -196,7 +189,7 @@ class Solver:
             accepted = error_ratio <= 1
             (self.statistics.accept_times if accepted else self.statistics.reject_times).append(t0)
             self._tell(callbacks.ACCEPT if accepted else callbacks.REJECT, dt)
-            self.dt = next_step_size(dt, error_ratio)
+            self.dt = self.method.next_step_size(dt, error_ratio)
         self._is_start_current = False
 
     @property
@@ -211,8 +204,8 @@ class Solver:
     def weights_at(self, t: float) -> tuple[float, ...]:
         """The weights of the dense output at a time `t` within the last step; at its end, those of the step."""
         if t == self.t1:
-            return STEP_WEIGHTS
-        return interpolation_weights((t - self.t0) / (self.t1 - self.t0))
+            return self.method.step_weights
+        return self.method.interpolation_weights((t - self.t0) / (self.t1 - self.t0))
 
     def interpolate(self, t: float) -> Tensor:
         """The state at a time `t` within the last step, or at the start if no step was taken."""
@@ -250,7 +243,7 @@ class Solver:
         else:
             self.slopes[0].copy_(self.slopes[-1])
             self.first_stage_time = self.stage_times[-1]
-            self.system.reuse_last_stage()
+            self.system.reuse_stage(self.method.num_stages - 1)
         self._is_start_current = True
 
     def _evaluate_first(self, t: float) -> None:
@@ -260,7 +253,7 @@ class Solver:
 
     def _attempt(self, t0: float, t1: float) -> float:
         """Take the step from `t0` to `t1`; return its error over the tolerance."""
-        self.stage_times = stage_times(t0, t1, self.dtype)
+        self.stage_times = stage_times(self.method, t0, t1, self.dtype)
         self.statistics.evaluation_times.extend(self.stage_times)
         self.step_size.fill_(t1 - t0)
         if self.system.keeps_last_step and self.has_passed(self.t_end):
@@ -295,7 +288,7 @@ class Solver:
         self.system.evaluate(1, t_trial, is_last_step=False)
         self._enter_piece()
         change_norm = block_norm((self.slopes[1] - slope) / scale, self.blocks).item()
-        return first_step_size(trial, slope_norm, change_norm)
+        return self.method.first_step_size(trial, slope_norm, change_norm)
 
     def _failure(self, what: str) -> SolverError:
         return SolverError(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dopri5 import STEP_WEIGHTS
 from .field import Field
+from .methods.runge_kutta import RungeKutta
 from .replay import Replay
 
 
@@ -35,7 +35,7 @@ class ForwardSystem:
         else:
             self.field.evaluate(t, *self.buffers[stage])
 
-    def reuse_last_stage(self) -> None:
+    def reuse_stage(self, stage: int) -> None:
         """An evaluation leaves nothing behind but the slope."""
 
 
@@ -75,15 +75,16 @@ class AdjointSystem:
             integral_slopes.zero_()
             self.field.add_parameter_product(stage, -1.0, integral_slopes)
 
-    def reuse_last_stage(self) -> None:
-        self.field.reuse_last_slot()
+    def reuse_stage(self, stage: int) -> None:
+        self.field.reuse_slot(stage)
 
 
 class SeminormSystem(AdjointSystem):
     """(z, a_z); what belongs to parameters and time is summed over the accepted steps into `integrals`."""
 
-    def __init__(self, vector_field: Field, shape: torch.Size, integrals: Tensor):
+    def __init__(self, vector_field: Field, method: RungeKutta, shape: torch.Size, integrals: Tensor):
         super().__init__(vector_field, shape, carries_integrals=False)
+        self.method = method
         self.integrals = integrals
         self.rate = torch.zeros_like(integrals)
         """The weighted mean of the parameters' slopes in a step."""
@@ -91,8 +92,8 @@ class SeminormSystem(AdjointSystem):
 
     def add_step(self, dt: float, weights: Sequence[float]) -> None:
         """Add the integral over the last step, of size `dt`, given the weights of its stages."""
-        if weights is STEP_WEIGHTS:
-            self._whole_steps(lambda: self._average(STEP_WEIGHTS))
+        if weights is self.method.step_weights:
+            self._whole_steps(lambda: self._average(weights))
         else:
             self._average(weights)
         self.integrals.add_(self.rate, alpha=-dt)

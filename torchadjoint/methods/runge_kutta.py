@@ -1,0 +1,124 @@
+"""An embedded Runge-Kutta method as a table of numbers, and the step-size rules, in plain floats. Solvers use it.
+
+Step-size control and first step: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section II.4,
+with torchdiffeq's constants, so that the steps can be compared one by one.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+SAFETY, LARGEST_GROWTH, LARGEST_SHRINKAGE = 0.9, 10.0, 0.2
+CONSISTENCY = 1e-6
+"""How far sums in a table may be off: published tables are rounded."""
+
+
+@dataclass(frozen=True)
+class RungeKutta:
+    """A method that steps from y0 to y1 = y0 + dt sum_i b_i k_i, where k_i = f(t0 + c_i dt, y0 + dt sum_j a_ij k_j).
+
+    It must be FSAL (first same as last): its last stage is evaluated at t1 and y1, and is the next step's first. A
+    method that is not becomes so with its step as one more row.
+
+    Raises:
+        ValueError: if the table is none of such a method.
+    """
+
+    name: str
+    order: int
+    """That of the step: its local error is of order + 1."""
+    nodes: tuple[float, ...]
+    """c, one for each stage: from 0 to 1."""
+    stage_weights: tuple[tuple[float, ...], ...]
+    """a: row i has the weights of the i stages before stage i. The last row is the step itself."""
+    error_weights: tuple[float, ...]
+    """The estimated error of the step is dt sum_i e_i k_i."""
+    midpoint_weights: tuple[float, ...]
+    """y(t0 + dt/2) = y0 + dt sum_i m_i k_i."""
+
+    def __post_init__(self):
+        number = len(self.nodes)
+        if [len(row) for row in self.stage_weights] != list(range(number)):
+            self._refuse(f"its rows of stage weights must have 0, 1, ..., {number - 1} entries, one row for each node")
+        if not len(self.error_weights) == len(self.midpoint_weights) == number:
+            self._refuse(f"it must have {number} error weights and midpoint weights, as it has nodes")
+        if self.order < 1 or number < 2 or (self.nodes[0], self.nodes[-1]) != (0.0, 1.0):
+            self._refuse("its order must be at least 1, its nodes two or more, the first 0 and the last 1 (FSAL)")
+        sums = [
+            *zip(self.stage_weights, self.nodes, strict=True),
+            (self.error_weights, 0),
+            (self.midpoint_weights, 0.5),
+        ]
+        for weights, expected in sums:
+            if not abs(math.fsum(weights) - expected) < CONSISTENCY:
+                self._refuse(f"the weights {weights} must add up to {expected}")
+
+    def _refuse(self, reason: str) -> None:
+        raise ValueError(f"the method {self.name!r} cannot be used: {reason}")
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages a step has, the next step's first among them."""
+        return len(self.nodes)
+
+    @functools.cached_property
+    def step_weights(self) -> tuple[float, ...]:
+        """b."""
+        return (*self.stage_weights[-1], 0.0)
+
+    @functools.cached_property
+    def stage_matrix(self) -> tuple[tuple[float, ...], ...]:
+        """a, filled up with zeros to a square."""
+        return tuple((*row, *(0.0,) * (self.num_stages - len(row))) for row in self.stage_weights)
+
+    @functools.cached_property
+    def weighing_stages(self) -> tuple[int, ...]:
+        """The stages that have a weight in the step or in its dense output."""
+        ends = (0, self.num_stages - 1)
+        weights = enumerate(zip(self.step_weights, self.midpoint_weights, strict=True))
+        return tuple(stage for stage, pair in weights if any(pair) or stage in ends)
+
+    def interpolation_weights(self, fraction: float) -> tuple[float, ...]:
+        """Weights w_i of the dense output: y(t0 + fraction dt) = y0 + dt sum_i w_i k_i, for a fraction in [0, 1].
+
+        The quartic that meets y0, y1 and the midpoint in value and the first and last stage in slope, collected by
+        stage. At fraction 1 they are `step_weights`.
+        """
+        x = fraction
+        first = x + x**2 * (-4 + x * (5 - 2 * x))
+        last = x**2 * (1 + x * (-3 + 2 * x))
+        step = x**2 * (-5 + x * (14 - 8 * x))
+        middle = x**2 * (16 + x * (-32 + 16 * x))
+        weights = [step * b + middle * m for b, m in zip(self.step_weights, self.midpoint_weights, strict=True)]
+        weights[0] += first
+        weights[-1] += last
+        return tuple(weights)
+
+    def next_step_size(self, dt: float, error_ratio: float) -> float:
+        """The size to try after a step of size `dt` whose error was `error_ratio` times the tolerance.
+
+        A ratio that is not finite (the trial left the numbers that the dtype can hold) shrinks the step as far as
+        allowed.
+        """
+        if error_ratio == 0:
+            return dt * LARGEST_GROWTH
+        if not error_ratio < float("inf"):
+            return dt * LARGEST_SHRINKAGE
+        smallest = 1.0 if error_ratio < 1 else LARGEST_SHRINKAGE
+        return dt * min(LARGEST_GROWTH, max(SAFETY / error_ratio ** (1 / self.order), smallest))
+
+    def first_step_size(self, trial: float, slope_norm: float, change_norm: float) -> float:
+        """Size of the first step, from an Euler step's and the norm of the change of f along it, over the tolerance."""
+        curvature = change_norm / trial
+        if slope_norm <= 1e-15 and curvature <= 1e-15:
+            guess = max(1e-6, trial * 1e-3)
+        else:
+            guess = (0.01 / max(slope_norm, curvature)) ** (1 / self.order)
+        return min(100 * trial, guess)
+
+
+def trial_step_size(state_norm: float, slope_norm: float) -> float:
+    """Size of the Euler step that helps guess the first step, from the norms of y0 and its slope over the tolerance."""
+    if state_norm < 1e-5 or slope_norm < 1e-5:
+        return 1e-6
+    return 0.01 * state_norm / slope_norm
