@@ -169,3 +169,9 @@ def test_an_interrupted_sweep_says_how_to_go_on(monkeypatch, capsys, tmp_path):
 def test_what_cannot_be_is_refused(monkeypatch, capsys, arguments):
     assert command(monkeypatch, "run", *QUICK, *arguments) == 2
     assert f"{arguments[0][2:]}" in capsys.readouterr().err
+
+
+def test_a_plan_refuses_a_device_too(monkeypatch, capsys, small_data):
+    assert command(monkeypatch, "plan", *QUICK, "--device", "toaster") == 2
+    assert "device is 'toaster'" in capsys.readouterr().err
+    assert not small_data
