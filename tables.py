@@ -118,8 +118,7 @@ def train(options: Train) -> None:
     runs, samples = options.runs, {}
     print(f"Preset {options.preset}: {PRESETS[options.preset].__doc__}", file=sys.stderr)
     if options.engine == "local":
-        # Refuses an unknown device before anything starts.
-        replace(runs[0].config, device=options.device)
+        check_device(runs, options.device)
         runs, samples = with_data(runs, may_download=True)
     runs = on_found_data(runs, load_all(options.results_dir).values())
     standing = standing_of(runs, options)
@@ -144,7 +143,9 @@ def train(options: Train) -> None:
 
 def plan(options: Plan) -> None:
     """A line for each run: how it stands with it, and about how long it takes; a sum of what is missing."""
-    runs, samples = with_data(options.runs, may_download=False)
+    runs = options.runs
+    check_device(runs, options.device)
+    runs, samples = with_data(runs, may_download=False)
     runs = on_found_data(runs, load_all(options.results_dir).values())
     standing = standing_of(runs, options)
     seconds = seconds_of(runs, samples, options)
@@ -183,6 +184,11 @@ def print_tables(standing: Sequence[Status], results_dir: str, **options) -> Non
     failures = [f"{status.run}: {status.reason}" for status in standing if status.state == "failed"]
     if failures:
         print(f"\n{len(failures)} failed; --retry-failed tries again:", *failures, sep="\n", file=sys.stderr)
+
+
+def check_device(runs: Sequence[Run], device: str) -> None:
+    """Refuses a device that this machine lacks by a ValueError, before anything is loaded or trained."""
+    replace(runs[0].config, device=device)
 
 
 def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], dict[tuple, Sample]]:

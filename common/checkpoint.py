@@ -119,9 +119,8 @@ class Checkpoint:
             ) from error
 
     def delete(self) -> None:
-        """Removes the file, and what a kill in mid-write may have left."""
-        for path in (self.path, files.partial(self.path)):
-            path.unlink(missing_ok=True)
+        """Removes the file."""
+        self.path.unlink(missing_ok=True)
 
 
 @dataclass

@@ -4,21 +4,16 @@ import os
 from pathlib import Path
 
 
-def partial(path: Path) -> Path:
-    """Where `replace` writes what is to be at `path`."""
-    return path.with_name(f"{path.name}.partial")
-
-
 def replace(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file in place of what is at `path`. Killed at any moment, this leaves the old file or the new one.
 
-    The new file is written beside the old one, at `partial(path)`, all the way to the disk, and then renamed. No
+    The new file is written beside the old one, as `<name>.partial`, all the way to the disk, and then renamed. No
     symbolic link of either name is followed. One process at a time may do this to a path.
 
     Raises:
         OSError: if there is no room, for example; the old file stays, and no part of the new one.
     """
-    beside = partial(path)
+    beside = path.with_name(f"{path.name}.partial")
     beside.unlink(missing_ok=True)
     try:
         # "x" follows no link that someone may have put there since.

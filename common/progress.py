@@ -57,7 +57,7 @@ class Progress:
 
     def measuring(self, num_batches: int) -> None:
         """Training has ended, perhaps early; what is left is to measure so many batches."""
-        self.done = self.bar.n = self.total - num_batches
+        self.total = self.bar.total = self.done + num_batches
         self._line(f"measuring on all parts of the data: {num_batches} batches; {self._time_left()}")
 
     def _line(self, sentence: str) -> None:

@@ -38,23 +38,26 @@ class Sample:
 
 def rough_seconds(
     runs: Sequence[Run], samples: Mapping[tuple, Sample], results: Iterable[Results], device: str
-) -> list[float]:
-    """About how long each run takes: seconds of an evaluation, times its evaluations, for all steps and measurements.
+) -> list[float | None]:
+    """About how long each run takes, in seconds, measurements included; None if no step can be timed here.
 
     One step is timed for each experiment and batch size, with the seminorm at the experiment's own tolerances and with
-    the initial weights. How many times its evaluations a step of another norm or at other tolerances takes is what
-    completed `results` of the same experiment tell; without such, as many. `samples` are by `Run.data_key`.
+    the initial weights. How many evaluations a step of another norm or at other tolerances takes is what completed
+    `results` of the same experiment tell; without such, as many. `samples` are by `Run.data_key`.
     """
     evaluations = evaluations_of_a_step(results)
     timed = {}
     seconds = []
     for run in runs:
-        key = (run.data_key, run.config.batch_size)
+        sample, key = samples[run.data_key], (run.data_key, run.config.batch_size)
         if key not in timed:
-            timed[key] = _timed_step(run, samples[run.data_key], device)
+            timed[key] = _timed_step(run, sample, device)
+        if timed[key] is None:
+            seconds.append(None)
+            continue
         step_seconds, num_evaluations = timed[key]
         of_run = evaluations.get(_way(run.experiment, asdict(run.config)), num_evaluations)
-        num_steps = math.ceil(samples[run.data_key].num_training / run.config.batch_size)
+        num_steps = math.ceil(sample.num_training / run.config.batch_size)
         # One epoch more for the measurements.
         seconds.append((run.config.max_epochs + 1) * num_steps * step_seconds * of_run / num_evaluations)
     return seconds
@@ -77,8 +80,8 @@ def _way(experiment: str, config: Mapping) -> tuple:
     return (experiment, config["rtol"], config["atol"], config["norm"], config.get("warm_start", False))
 
 
-def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int]:
-    """Seconds and evaluations of one gradient step of the run's batch size."""
+def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int] | None:
+    """Seconds and evaluations of one gradient step of the run's batch size; None if it fails."""
     batch_size = run.config.batch_size
     num_samples = batch_size if device.startswith("cuda") else min(batch_size, MAX_CPU_SAMPLES)
     inputs = sample.inputs[torch.arange(num_samples) % len(sample.inputs)].to(device)
@@ -86,10 +89,14 @@ def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int]:
     config = replace(run.config, norm=NORM, warm_start=False, rtol=own.rtol, atol=own.atol)
     model = importlib.import_module(run.experiment).build(config).to(device)
     started = time.perf_counter()
-    prediction, statistics = model(inputs)
-    # Any loss will do; this one takes no target.
-    prediction.square().mean().backward()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+    try:
+        prediction, statistics = model(inputs)
+        # Any loss will do; this one takes no target.
+        prediction.square().mean().backward()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        # A training that fails likewise says why, and it alone fails.
+        return None
     seconds = time.perf_counter() - started
     return seconds * batch_size / num_samples, statistics.forward.nfe + statistics.backward.nfe

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import Line, make_config, make_data, run, without_clock
+from test_training import Line, constant_loss, make_config, make_data, run, without_clock
 
 from common import measuring, training
 from common.checkpoint import Checkpoint
@@ -128,6 +128,22 @@ def test_a_long_epoch_writes_checkpoints_on_its_way(tmp_path, monkeypatch, secon
     assert model.num_training_batches == left
 
 
+@pytest.mark.parametrize("when", [8, 14, 20])
+def test_the_patience_of_a_resumed_run_is_what_it_was(tmp_path, when):
+    """The loss never falls: the learning rate does from the fifth epoch on, and training stops after the eighth."""
+
+    def learning_rates(folder, event, resume=False):
+        config = make_config(folder, max_epochs=20, metric_interval=1, plateau_epochs=6, resume=resume)
+        results = run(config, model=model_of(event, when), loss_function=constant_loss)
+        return [epoch.learning_rate for epoch in results.epochs]
+
+    with pytest.raises(TrainingFailed):
+        learning_rates(tmp_path / "failed", fail)
+    expected = learning_rates(tmp_path / "whole", None)
+    assert len(expected) == 8
+    assert learning_rates(tmp_path / "failed", None, resume=True) == expected
+
+
 def test_nothing_to_resume_is_a_beginning(tmp_path, whole):
     run(make_config(tmp_path, resume=True), model=model_of())
     assert learnt(tmp_path / "toy") == whole
@@ -185,7 +201,7 @@ def killed(experiment, folder, limit):
 
 
 def test_twenty_kills_change_no_bit(tmp_path):
-    killed("toy", tmp_path, limit=60)
+    killed("toy", tmp_path, limit=300)
 
 
 @pytest.mark.slow
@@ -293,8 +309,9 @@ def test_a_second_signal_stops_at_once(tmp_path, capsys):
         send(signal.SIGINT)()
 
     model = model_of(twice)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         run(make_config(tmp_path), model=model)
+    assert caught.type is KeyboardInterrupt, "it waited for the batch"
     assert model.num_training_batches == 8
     [path] = tmp_path.rglob("*.json")
     assert (load(path).status, len(load(path).epochs)) == ("interrupted", 2)

@@ -36,6 +36,22 @@ def test_no_link_is_followed(tmp_path, name, exists):
     assert not exists or elsewhere.read_bytes() == b"another's"
 
 
+def test_a_link_that_appears_in_the_meantime_is_not_followed(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"another's")
+    unlink = Path.unlink
+
+    def unlink_and_plant(path, missing_ok=False):
+        unlink(path, missing_ok=missing_ok)
+        monkeypatch.undo()
+        path.symlink_to(elsewhere)
+
+    monkeypatch.setattr(Path, "unlink", unlink_and_plant)
+    with pytest.raises(FileExistsError):
+        files.replace(tmp_path / "page.html", b"mine")
+    assert elsewhere.read_bytes() == b"another's"
+
+
 def test_what_cannot_be_written_leaves_the_old_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     path.write_bytes(b"old")
@@ -82,6 +98,12 @@ def test_weights_that_a_kill_left_are_not_taken_for_those_of_another_run(tmp_pat
     (tmp_path / "0.pt").write_bytes(b"left")
     assert place(b"failed", None, tmp_path).name == "0.json"
     assert not (tmp_path / "0.pt").exists()
+
+
+def test_a_dead_link_has_its_number_taken(tmp_path):
+    (tmp_path / "0.json").symlink_to(tmp_path / "nowhere")
+    assert place(b"completed", b"weights", tmp_path).name == "1.json"
+    assert (tmp_path / "0.json").is_symlink()
 
 
 def test_results_that_cannot_be_written_leave_no_weights(tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def test_runs(folder, sounds, data):
         survive(lambda: EXPERIMENTS[experiment].main(**settings))
     written = {path.relative_to(folder).as_posix() for path in files_in(folder) - before}
     results_dir = os.path.normpath(Path("work", str(settings.get("results_dir", "results"))))
-    kept = rf"{re.escape(results_dir)}/{experiment}/[^/]+/(\d+\.(json|pt)|seed-\d+\.checkpoint(\.lock)?)"
+    kept = rf"{re.escape(results_dir)}/{experiment}/[^/]+/(\d+\.(json|pt)|seed-\d+\.checkpoint(\.lock)?|save\.lock)"
     assert not [path for path in written if not re.fullmatch(rf"{kept}|cache/[^/]+\.npz(\.lock)?", path)]
 
 
@@ -222,7 +222,7 @@ def damaged_at(value, way, by):
     return copy
 
 
-@cases(0.02)
+@cases(0.008)
 @given(st.sampled_from(sorted(ways(json.loads(RESULTS)), key=str)), odd_leaves | st.just("taken away"))
 def test_what_a_results_file_holds_is_drawn_and_printed_or_left_out(folder, way, by):
     root = folder / "drawn"

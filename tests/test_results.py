@@ -206,6 +206,7 @@ DAMAGES = [
     ("more", 1, "it has the unknown 'more'$"),
     ("epochs", [], "its history is of the epochs .2., but must be of some of .."),
     ("history", [], "completed, but lacks"),
+    ("history", plain(make_results())["history"] * 2, r"its history is of the epochs \[2, 2\], but must be of some"),
     ("history", [3], r"history\[0\] is 3, not HistoryEntry"),
     ("epochs.0.epoch", 1.5, r"epochs\[0\].epoch is 1.5, not int"),
     ("epochs.0.epoch", 2, r"its epochs are \[2, 2\], but must be 1, 2, 3 and so on"),

@@ -254,9 +254,9 @@ def test_time_is_estimated_from_runs_of_the_same_kind(tmp_path):
     put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs(1.0, 3.0))
     put(tmp_path, toy_run(seed=1), "interrupted", ended=10.0, epochs=epochs(3.0, 3.0))
     put(tmp_path, toy_run(shape="bent"), "completed", ended=10.0, epochs=epochs(3.0, 3.0))
-    others = [toy_run(norm="default"), toy_run(batch_size=4)]
+    others = [toy_run(norm="default"), toy_run(batch_size=4), replace(run, digest="more data")]
     results = list(load_all(tmp_path).values())
-    assert estimated_seconds([run, *others], results, "cpu") == [22.0, None, None]
+    assert estimated_seconds([run, *others], results, "cpu") == [22.0, None, None, None]
     assert estimated_seconds([run], results, "cuda:1") == [None]
 
 

@@ -169,3 +169,33 @@ def test_an_interrupted_sweep_says_how_to_go_on(monkeypatch, capsys, tmp_path):
 def test_what_cannot_be_is_refused(monkeypatch, capsys, arguments):
     assert command(monkeypatch, "run", *QUICK, *arguments) == 2
     assert f"{arguments[0][2:]}" in capsys.readouterr().err
+
+
+def test_a_plan_refuses_a_device_too(monkeypatch, capsys, small_data):
+    assert command(monkeypatch, "plan", *QUICK, "--device", "toaster") == 2
+    assert "device is 'toaster'" in capsys.readouterr().err
+    assert not small_data
+
+
+def test_a_training_looks_at_the_recordings_that_it_downloads(monkeypatch, small_data, tmp_path):
+    monkeypatch.setattr(tables, "sweep", lambda runs, engine, **options: [Status(run, "done") for run in runs])
+    arguments = ["run", "paper", "--experiments", "speech_commands", "--seeds", 1, "--results-dir", tmp_path]
+    assert not command(monkeypatch, *arguments)
+    assert small_data == [("speech_commands", None)]
+
+
+def test_the_tables_of_runs_on_other_machines_have_their_results(monkeypatch, capsys, small_data, tmp_path):
+    """With Ray the data are on the nodes, so that only the results tell which they were."""
+
+    def sweep(runs, engine, **options):
+        assert {run.digest for run in runs} == {None}
+        saved = result(runs[0], 31_415)
+        saved.model, saved.val_metrics = nn.Linear(2, 1), saved.train_metrics
+        save(saved, make_directory(str(tmp_path), "acrobot", runs[0].config.condition))
+        return [Status(run, "done") for run in runs]
+
+    monkeypatch.setattr(tables, "sweep", sweep)
+    monkeypatch.setattr(tables, "engine_of", lambda options: None)
+    assert not command(monkeypatch, "run", *QUICK, "--engine", "ray", "--results-dir", tmp_path)
+    assert "31,415" in capsys.readouterr().out
+    assert not small_data

@@ -284,8 +284,9 @@ def test_off_a_terminal_there_is_a_line_for_each_epoch(tmp_path, capsys):
     assert lines[-1].startswith("measuring on all parts of the data: 9 batches; about ")
 
 
-def test_the_time_left_counts_all_passes(tmp_path, monkeypatch, capsys):
-    """A batch takes a second, in training and in measurements alike."""
+@pytest.fixture
+def slow(monkeypatch):
+    """Models for which a batch takes a second, in training and in measurements alike."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(progress, "time", clock)
 
@@ -294,17 +295,29 @@ def test_the_time_left_counts_all_passes(tmp_path, monkeypatch, capsys):
             clock.now += 1
             return super().forward(x)
 
-    for published in (False, True):
-        run(make_config(tmp_path / str(published), published_metrics=published), model=Slow())
-        left = [int(line[-7:-5]) for line in capsys.readouterr().err.splitlines()]
-        measured = 3 * NUM_BATCHES * (2 if published else 1)
-        of_an_epoch = measured // 3
-        after = [0, 0, 1, 1, 2]  # measurements before the end of each epoch
-        total = 5 * NUM_BATCHES + measured + 9
-        assert left[:-1] == [
-            total - NUM_BATCHES * number - of_an_epoch * done for number, done in enumerate(after, start=1)
-        ]
-        assert left[-1] == 9
+    return Slow
+
+
+def seconds_left(capsys):
+    return [int(line[-len("00 left") : -len(" left")]) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_time_left_counts_all_passes(tmp_path, slow, capsys, published):
+    run(make_config(tmp_path, published_metrics=published), model=slow())
+    of_a_measurement = NUM_BATCHES * (2 if published else 1)
+    total = 5 * NUM_BATCHES + 3 * of_a_measurement + 9
+    measured_before = [0, 0, 1, 1, 2]
+    expected = [
+        total - NUM_BATCHES * epoch - of_a_measurement * done for epoch, done in enumerate(measured_before, start=1)
+    ]
+    assert seconds_left(capsys) == [*expected, 9]
+
+
+def test_the_time_left_after_an_early_end_is_that_of_measuring(tmp_path, slow, capsys):
+    config = make_config(tmp_path, max_epochs=10, metric_interval=1, plateau_epochs=3)
+    assert len(run(config, model=slow(), loss_function=constant_loss).epochs) == 5
+    assert seconds_left(capsys)[-1] == 9
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch):
