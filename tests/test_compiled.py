@@ -148,6 +148,16 @@ def test_models_of_any_number_of_widths(graphs):
             solve(Network(width=width), random(2, 3), T, **LOOSE)
 
 
+def test_models_of_different_structure_do_not_drive_each_other_out(graphs):
+    untied = Tied()
+    untied.layers[1].weight = nn.Parameter(random(3, 3))
+    other_class = type("Other", (Network,), {})
+    pairs = [(Network(width=4), Network(width=5)), (Network(), other_class()), (Tied(), untied)]
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for func in (func for pair in pairs for func in pair):
+            solve(func, random(2, 3), T[[0, 1]], **LOOSE)
+
+
 def test_models_that_differ_in_a_number(graphs):
     for scale in (0.1, 0.2, 0.3, 0.4):
         y = solve(Scaled(scale), random(2), T, **LOOSE).y
@@ -208,6 +218,18 @@ def test_what_changes_from_solve_to_solve_is_refused(graphs):
     func.scale = 0.3
     with pytest.raises(ValueError, match=r"func cannot be .* compiled again and again"):
         solve(func, random(1), T, **LOOSE)
+
+
+def test_a_field_of_tuples_that_changes_is_refused_too(graphs):
+    """Every solve wraps it anew, but its parameter stays."""
+    func = Scaled(0.1)
+    func.unused = nn.Parameter(torch.ones(1))
+    with torch.no_grad():
+        for func.scale in (0.1, 0.2):
+            solve(func, (random(1),), T, **LOOSE)
+        func.scale = 0.3
+        with pytest.raises(ValueError, match=r"func cannot be .* compiled again and again"):
+            solve(func, (random(1),), T, **LOOSE)
 
 
 def test_what_changes_with_every_call_is_refused_at_once(graphs):

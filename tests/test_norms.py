@@ -72,6 +72,7 @@ def test_norms_without_parameters_weigh_state_and_time(norm):
 def test_as_published_refuses_blocks_beyond_the_end():
     arguments = dict(state_sizes=[4], parameter_sizes=(3,))
     assert norm_blocks(Adjoint.AS_PUBLISHED, **arguments, solution_size=5) == [(0, 5), (5, 10)]
+    assert norm_blocks(Adjoint.AS_PUBLISHED, state_sizes=[4], parameter_sizes=(4,), solution_size=6)[-1] == (6, 12)
     with pytest.raises(ValueError, match=r"two blocks of 6 entries.*only 11.*smaller batch"):
         norm_blocks(Adjoint.AS_PUBLISHED, **arguments, solution_size=6)
 

@@ -7,6 +7,7 @@ from problems import F64, Growth, Integral, Network, Pair, distance, random
 from torch import nn
 
 from torchadjoint import SolverError, solve
+from torchadjoint.field import AutogradField
 from torchadjoint.solver import beside
 
 T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
@@ -93,6 +94,23 @@ def test_steps_end_on_jumps_in_any_order_and_not_on_those_outside():
     assert {0.3, 1.7} < set(forward.accept_times)
     assert all(0 <= time < 2 for time in forward.accept_times)
     assert max(forward.evaluation_times) < 2  # no step goes beyond the jump at the last time
+
+
+def test_a_field_is_told_its_piece_also_after_the_guess_of_the_first_step_has_left_it():
+    entered = []
+
+    class Told(AutogradField):
+        def enter(self, t0, t1):
+            entered.append((t0, t1))
+
+    func = Network()
+    func.fused_field = lambda y0: Told(func, tuple(func.parameters()), y0.shape, time_gradient=False)
+    with torch.no_grad():
+        solve(func, random(3), T[[0, 2]], jump_t=[1.0], rtol=1e-3, atol=1e-3)
+    before, (start, end), after, last = entered
+    assert start == end
+    assert before == after == (0, 1)
+    assert last == (1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
