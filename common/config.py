@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import torchadjoint
-from torchadjoint import Adjoint, Solution, arguments
+from torchadjoint import METHODS, Adjoint, Solution, arguments
 
 from . import torchdiffeq_reference
 
@@ -66,6 +66,8 @@ class TrainingConfig:
     """Measurements without improvement that are let pass before the learning rate falls tenfold."""
     plateau_epochs: int = 100
     """Epochs without improvement that are let pass before training stops."""
+    method: typing.Literal[tuple(METHODS)] = "dopri5"
+    """The Runge-Kutta method of the forward and the backward solve."""
     solver: typing.Literal["dopri5", "torchdiffeq"] = "dopri5"
     """Our solver, or stock torchdiffeq to compare with."""
     warm_start: bool = False
@@ -94,6 +96,7 @@ class TrainingConfig:
             torchadjoint.solve if self.solver == "dopri5" else torchdiffeq_reference.solve,
             rtol=self.rtol,
             atol=self.atol,
+            method=self.method,
             adjoint=self.norm,
             warm_start=self.warm_start,
         )

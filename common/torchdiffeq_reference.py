@@ -89,7 +89,7 @@ def solve(problem: Problem) -> Solution:
     forward = dict(
         rtol=problem.rtol,
         atol=problem.atol,
-        method="dopri5",
+        method=problem.method.name,
         options=dict(
             first_step=problem.first_step, jump_t=jump_t, norm=lambda y: block_norm(y.reshape(-1), forward_blocks)
         ),

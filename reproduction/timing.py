@@ -77,7 +77,8 @@ def evaluations_of_a_step(results: Iterable[Results]) -> dict[tuple, float]:
 
 
 def _way(experiment: str, config: Mapping) -> tuple:
-    return (experiment, config["rtol"], config["atol"], config["norm"], config.get("warm_start", False))
+    later = config.get("warm_start", False), config.get("method", "dopri5")
+    return (experiment, config["rtol"], config["atol"], config["norm"], *later)
 
 
 def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int] | None:

@@ -62,7 +62,7 @@ def test_products_by_hand_equal_those_of_autograd(vector_field, batch):
     for field in fused_and_generic(vector_field, y):
         derivative, product = torch.empty_like(y), torch.empty_like(y)
         gradient = torch.ones(NUM_PARAMETERS, dtype=F64)
-        for slot in (6, 2):
+        for slot in (0, 6, 2):
             field.linearise(slot, 0.0, y, derivative)
             field.pullback(slot, cotangent, product)
         field.reuse_slot(6)

@@ -43,7 +43,7 @@ class Field(Protocol):
         """Add weight * cotangent^T df/dparameters to the flat `gradient`, for the last `pullback` of `slot`."""
 
     def reuse_slot(self, slot: int) -> None:
-        """The stage in `slot` is the next step's first: let slot 0 hold what that one holds, which may be lost then."""
+        """The stage in `slot` is the next step's first: let slot 0, which was in use, hold what that one holds."""
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The flat `gradient` as tensors of the parameters' shapes."""

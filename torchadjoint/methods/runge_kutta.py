@@ -46,7 +46,7 @@ class RungeKutta:
             self._refuse("its order must be at least 1, its nodes two or more, the first 0 and the last 1 (FSAL)")
         sums = [
             *zip(self.stage_weights, self.nodes, strict=True),
-            (self.error_weights, 0),
+            (self.error_weights, 0.0),
             (self.midpoint_weights, 0.5),
         ]
         for weights, expected in sums:
