@@ -10,6 +10,9 @@ from torchadjoint.norms import Adjoint, block_norm, consecutive_blocks, norm_blo
 from torchadjoint.problem import Problem, of_its_arguments
 from torchadjoint.statistics import SolveStatistics
 
+SAME_STEPS = ("dopri5", "bosh3")
+"""The methods that torchdiffeq has and steps with as we do. The tsit5 that some of its versions have is of order 4."""
+
 
 class _Counted(nn.Module):
     """A function that counts its evaluations, and torchdiffeq's steps by the callbacks that it looks for.
@@ -82,6 +85,10 @@ def solve(problem: Problem) -> Solution:
     """
     if problem.warm_start or problem.compile or callbacks.listener(problem.asked, "", problem.split):
         raise ValueError("solver='torchdiffeq' has no warm_start, no compile and no callbacks: use solver='dopri5'")
+    if problem.method.name not in SAME_STEPS:
+        raise ValueError(
+            f"method is {problem.method.name!r}, but solver='torchdiffeq' has {', '.join(SAME_STEPS)} to compare with"
+        )
     statistics, y0, t = SolveStatistics(), problem.y0, problem.t
     counted = _Counted(problem.func, statistics, t, max_num_steps=problem.max_num_steps)
     jump_t = torch.tensor(problem.jumps, dtype=torch.float64, device=y0.device)

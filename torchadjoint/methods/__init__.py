@@ -6,8 +6,9 @@ from ..arguments import refuse
 from .bosh3 import BOSH3
 from .dopri5 import DOPRI5
 from .runge_kutta import RungeKutta
+from .tsit5 import TSIT5
 
-METHODS = {method.name: method for method in (DOPRI5, BOSH3)}
+METHODS = {method.name: method for method in (DOPRI5, TSIT5, BOSH3)}
 """By name."""
 
 
