@@ -18,8 +18,8 @@ from torchadjoint.norms import rms_norm
 from torchadjoint.solver import Solver
 from torchadjoint.statistics import SolveStatistics
 
-BLOCK_NAMES = ("z", "a_z", "a_theta")
-"""What the blocks of the norm `default` weigh. The last one, a_t, is left out: it is 0, as t needs no gradient."""
+BLOCK_NAMES = ("z", "a_z", "a_theta", "a_t")
+"""What the blocks of the norm `default` weigh. a_t is 0 where the field does not depend on t, as in both experiments."""
 
 
 def gradient_of(
@@ -101,9 +101,9 @@ def step_errors(
 ) -> list[dict[str, Any]]:
     """Every step that the backward solve attempted, in order: where it went from and to, and its error.
 
-    `error_ratio` is what the solver judges by: above 1 the step was rejected. `z`, `a_z` and `a_theta` are what the
-    blocks contribute, of which the largest is the error ratio; under the seminorm there is no `a_theta`. Only adjoints
-    of at least these blocks can be looked at: `default` and `seminorm`. `options` are those of `solve`.
+    `error_ratio` is what the solver judges by: above 1 the step was rejected. `z`, `a_z`, `a_theta` and `a_t` are what
+    the blocks contribute, of which the largest is the error ratio; the seminorm has the first two alone. Only these two
+    adjoints can be looked at: `default` and `seminorm`. `options` are those of `solve`.
     """
     model.solve = functools.partial(solve, **options)
     model.zero_grad()

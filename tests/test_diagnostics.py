@@ -102,7 +102,7 @@ def test_every_attempted_step_is_seen_with_the_error_that_it_was_judged_by(adjoi
 
 def test_shares_are_of_all_steps_and_go_to_the_largest():
     steps = [dict(z=1.0, a_z=2.0, a_theta=3.0), dict(z=5.0, a_z=2.0, a_theta=3.0), dict(z=0.1, a_z=0.2, a_theta=0.3)]
-    assert drivers(steps) == pytest.approx({"z": 1 / 3, "a_z": 0, "a_theta": 2 / 3})
+    assert drivers(steps) == pytest.approx({"z": 1 / 3, "a_z": 0, "a_theta": 2 / 3, "a_t": 0})
     assert sum(drivers(observed("default")[0]).values()) == pytest.approx(1)
     assert drivers(observed("seminorm")[0])["a_theta"] == 0
 
