@@ -135,7 +135,7 @@ class NeuralCDEField:
         ):
             chunk.values[0].copy_(state)
             for layer_input, matrix, value in zip(chunk.inputs, self.matrices, chunk.values[1:], strict=False):
-                torch.mm(layer_input, matrix, out=value).clamp_min_(0)  # relu_ calls it
+                torch.mm(layer_input, matrix, out=value).relu_()
             torch.mm(chunk.inputs[-1], self.matrices[-1], out=chunk.response).sigmoid_()
             torch.baddbmm(minus_sum, twice_slope, chunk.response_by_channel, out=derivative)
 
