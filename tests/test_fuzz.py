@@ -232,10 +232,11 @@ def test_what_a_results_file_holds_is_drawn_and_printed_or_left_out(folder, way,
     if survive(lambda: load(path)) is None:
         assert not load_all(root)
         return
-    standing = status.statuses(runs.preset_runs("cpu"), str(root))
+    planned = status.on_found_data(runs.preset_runs("cpu"), load_all(root).values())
+    standing = status.statuses(planned, str(root))
     for kind in ("terminal", "csv"):
         assert typesetting.render(standing, load_all(root).values(), format=kind)
-    assert tables.plan(runs.preset_runs("cpu"), tables.Options(results_dir=str(root)))
+    assert tables.seconds_of(planned, {}, tables.Plan(preset="cpu", results_dir=str(root)))
     for draw in figures.figures(str(root)).values():
         with contextlib.suppress(NothingToDraw):
             render(draw(), "svg")

@@ -47,12 +47,12 @@ FOLDERS = ["recordings", "a b", 'a"b', "it's", "$HOME", "$(HOME)$$", "`touch no`
 @pytest.mark.parametrize("place", ["argument", "environment"])
 def test_any_name_of_a_folder_is_passed_on(make, tmp_path, folder, place):
     calls, _ = make("run", "bench", f"DATA={folder}") if place == "argument" else make("run", "bench", DATA=folder)
-    assert calls[0] == ["tables.py", "--preset", "quick", "--data-root", folder]
-    assert calls[-1] == ["-m", "benchmarks.gradient_step", "--data-root", folder]
+    assert calls[0] == ["tables.py", "run", "quick", "--data-root", folder]
+    assert calls[-1] == ["-m", "benchmarks.gradient_step", "--output", "results", "--data-root", folder]
     assert not (tmp_path / "no").exists()
 
 
 def test_without_a_folder_none_is_named_and_the_last_line_says_how_to_go_on(make):
     calls, output = make("run")
-    assert calls == [["tables.py", "--preset", "quick"]]
+    assert calls == [["tables.py", "run", "quick"]]
     assert '". .venv/bin/activate"' in output.splitlines()[-1]
