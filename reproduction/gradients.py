@@ -19,7 +19,7 @@ from torchadjoint.solver import Solver
 from torchadjoint.statistics import SolveStatistics
 
 BLOCK_NAMES = ("z", "a_z", "a_theta", "a_t")
-"""What the blocks of the norm `default` weigh. a_t is 0 where the field does not depend on t, as in both experiments."""
+"""What the blocks of the norm `default` weigh. In both experiments a_t is 0: their fields do not depend on t."""
 
 
 def gradient_of(

@@ -19,22 +19,23 @@ def work(task: dict[str, Any]) -> None:
     """
     lock = FileLock(task["lock"])
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         sys.exit(os.EX_TEMPFAIL)
-    # Only now, because these take seconds, in which no other could see that the run is taken.
-    from common import command_line
+    with held:
+        # Only now, because these take seconds, in which no other could see that the run is taken.
+        from common import command_line
 
-    from .runs import Run
-    from .status import CRASHED, statuses
+        from .runs import Run
+        from .status import CRASHED, statuses
 
-    run, results_dir = Run(task["experiment"], task["settings"], task["digest"]), task["results_dir"]
-    [status] = statuses([run], results_dir, retry_before=task["retry_before"])
-    if status.state == "failed":
-        sys.exit(1)
-    if status.state == "missing":
-        run.path(results_dir, CRASHED).unlink(missing_ok=True)
-        command_line.call(run.train, task["device"], results_dir)
+        run, results_dir = Run(task["experiment"], task["settings"], task["digest"]), task["results_dir"]
+        [status] = statuses([run], results_dir, retry_before=task["retry_before"])
+        if status.state == "failed":
+            sys.exit(1)
+        if status.state == "missing":
+            run.path(results_dir, CRASHED).unlink(missing_ok=True)
+            command_line.call(run.train, task["device"], results_dir)
 
 
 if __name__ == "__main__":

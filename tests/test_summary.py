@@ -58,7 +58,7 @@ def test_a_warm_start_is_no_baseline():
 def test_a_device_is_named_on_one_line():
     run = speech("default")
     made = result(run, 100)
-    made.provenance["device_name"] = "a\n<!-- tables: end -->\x1b[31m CPU"
+    made.provenance.device_name = "a\n<!-- tables: end -->\x1b[31m CPU"
     assert collected([(run, made)])["device"].item() == "a <!-- tables: end --> [31m CPU"
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from records import made_on
 from test_checkpoint import ENVIRONMENT, TESTS
 from test_results import EPOCH, make_results
 
@@ -33,7 +34,7 @@ def toy_run(**settings):
 def put(folder, run, status, *, ended, **changes):
     """Saves results of this run that ended at this time."""
     config = asdict(run.config)
-    changes = {"provenance": {"split": "abc"}, **changes}
+    changes = {"provenance": made_on("abc"), **changes}
     results = make_results(config=config, status=status, start_time=ended - 1.0, timespan=1.0, **changes)
     return save(results, make_directory(folder, "toy", run.config.condition))
 
@@ -171,11 +172,11 @@ def test_runs_on_other_data_are_not_done(tmp_path):
 def test_without_data_at_hand_runs_are_on_those_that_most_results_have(tmp_path):
     runs = [Run("toy", {"norm": "seminorm", "seed": seed}) for seed in range(3)]
     assert [run.digest for run in on_found_data(runs, [])] == [None] * 3
-    put(tmp_path, runs[0], "completed", ended=10.0, provenance={"split": "few"})
-    put(tmp_path, runs[1], "failed", ended=10.0, provenance={"split": "few"})
+    put(tmp_path, runs[0], "completed", ended=10.0, provenance=made_on("few"))
+    put(tmp_path, runs[1], "failed", ended=10.0, provenance=made_on("few"))
     for run in runs[1:]:
-        put(tmp_path, run, "completed", ended=10.0, provenance={"split": "most"})
-    put(tmp_path, toy_run(width=3), "completed", ended=10.0, provenance={"split": "no run of these"})
+        put(tmp_path, run, "completed", ended=10.0, provenance=made_on("most"))
+    put(tmp_path, toy_run(width=3), "completed", ended=10.0, provenance=made_on("no run of these"))
     results = load_all(tmp_path).values()
     assert [run.digest for run in on_found_data(runs, results)] == ["most"] * 3
     assert [run.digest for run in on_found_data([toy_run()], results)] == ["abc"]
