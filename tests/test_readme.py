@@ -276,8 +276,7 @@ def test_the_comparison_with_diffrax_on_amd():
 
     small, large, acrobot = "Neural CDE, batch 32", "Neural CDE, batch 128", "Symplectic ODE-Net, batch 256"
     says(f"ours is {lead(small)} times faster in the Neural CDE at batch 32, {lead(large)} at batch 128, and")
-    says(
-        f"and {lead(acrobot)} on acrobot; the warm start is {lead(acrobot, ['ours, seminorm, warm start'])} times faster"
-    )
+    warm = lead(acrobot, ["ours, seminorm, warm start"])
+    says(f"and {lead(acrobot)} on acrobot; the warm start is {warm} times faster")
     shares = [of_problem[problem]["ours, seminorm"]["% of the floor"] for problem in (small, large)]
     says(f"share of `seminorm` is {shares[0]} and {shares[1]} %")
