@@ -209,12 +209,6 @@ def benchmark(path):
     ]
 
 
-def shown(figure, value):
-    """Whether a figure is a value to the digits that it shows."""
-    _, _, decimals = figure.partition(".")
-    return abs(float(figure) - float(value)) <= 0.5 * 10.0 ** -len(decimals) + 1e-9
-
-
 def test_the_figures_from_the_benchmark():
     [times, _] = benchmark(RESULTS / "gradient_step-intel.md")
 
