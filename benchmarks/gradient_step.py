@@ -41,7 +41,7 @@ from benchmarks import published_field
 from common import command_line, provenance, randomness
 from datasets import acrobot as acrobot_data
 from datasets import speech_commands as speech_commands_data
-from torchadjoint import Solution, arguments, solve
+from torchadjoint import Backsolve, Solution, arguments, solve
 from torchadjoint.statistics import SolveStatistics
 
 NUM_TRAINING_STEPS = 30
@@ -265,7 +265,7 @@ def symplectic_ode_net(num_rounds: int) -> Problem:
         "torchdiffeq, seminorm, our field": (_solve_stock, dict(norm="seminorm")),
         "ours, seminorm, autograd's field": (_solve_unfused, dict(adjoint="seminorm")),
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
-        "ours, seminorm, warm start": (solve, dict(adjoint="seminorm", warm_start=True)),
+        "ours, seminorm, warm start": (solve, dict(adjoint=Backsolve(warm_start=True))),
         "ours, discrete": (solve, dict(adjoint="discrete")),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, as-published": (solve, dict(adjoint="as-published")),
@@ -296,9 +296,9 @@ def neural_ode(num_rounds: int) -> Problem:
         "torchdiffeq, its default norm": (_solve_stock, {}),
         "torchdiffeq, seminorm": (_solve_stock, dict(norm="seminorm")),
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
-        "ours, seminorm, warm start": (solve, dict(adjoint="seminorm", warm_start=True)),
+        "ours, seminorm, warm start": (solve, dict(adjoint=Backsolve(warm_start=True))),
         "ours, seminorm, compiled": (solve, dict(adjoint="seminorm", compile=True)),
-        "ours, seminorm, compiled, warm start": (solve, dict(adjoint="seminorm", compile=True, warm_start=True)),
+        "ours, seminorm, compiled, warm start": (solve, dict(adjoint=Backsolve(warm_start=True), compile=True)),
         "ours, discrete": (solve, dict(adjoint="discrete")),
     }
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]

@@ -7,14 +7,14 @@ import os
 import textwrap
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 import torchadjoint
-from torchadjoint import METHODS, Adjoint, Solution, arguments
+from torchadjoint import ADJOINTS, METHODS, Solution, arguments
 
 from . import torchdiffeq_reference
 
@@ -83,22 +83,24 @@ class TrainingConfig:
 
     def __post_init__(self):
         values = {setting.name: _checked(setting, getattr(self, setting.name)) for setting in fields(self)}
-        values.update(device=_checked_device(self.device), norm=Adjoint.parse(self.norm).value)
+        values.update(device=_checked_device(self.device), norm=_checked_norm(self.norm))
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if self.warm_start and self.norm == "discrete":
+            raise ValueError("warm_start is True, but 'discrete' has no backward solve: leave it False")
         if self.resume and not self.save:
             raise ValueError("resume is True, but a run that is not saved leaves no checkpoint: leave save True")
 
     @property
     def solve(self) -> Callable[..., Solution]:
         """`torchadjoint.solve`, or the reference, as these settings have it."""
+        adjoint = ADJOINTS[self.norm]
         return functools.partial(
             torchadjoint.solve if self.solver == "dopri5" else torchdiffeq_reference.solve,
             rtol=self.rtol,
             atol=self.atol,
             method=self.method,
-            adjoint=self.norm,
-            warm_start=self.warm_start,
+            adjoint=replace(adjoint, warm_start=True) if self.warm_start else adjoint,
         )
 
     @property
@@ -140,7 +142,7 @@ def check_stored(stored: Mapping[str, Any]) -> None:
             _checked(setting, stored[setting.name])
         elif setting.default is MISSING or setting.name == "seed":
             raise ValueError(f"config lacks {setting.name}")
-    arguments.choice("norm", stored["norm"], [norm.value for norm in Adjoint])
+    arguments.choice("norm", stored["norm"], list(ADJOINTS))
     if not isinstance(stored["device"], str):
         arguments.refuse("device", stored["device"], "the name of a device")
 
@@ -159,6 +161,18 @@ def _checked(setting: Field, value: Any) -> Any:
     if os.PathLike in typing.get_args(kind) and not (value is None and type(None) in typing.get_args(kind)):
         return _checked_path(setting.name, value)
     return value
+
+
+def _checked_norm(norm: bool | str) -> str:
+    """The name of the adjoint; False is the paper's `default`, True its `seminorm`."""
+    if isinstance(norm, bool):
+        return "seminorm" if norm else "default"
+    if not (isinstance(norm, str) and norm in ADJOINTS):
+        names = ", ".join(map(repr, ADJOINTS))
+        raise ValueError(
+            f"unknown norm {arguments.shown(norm)}: use one of {names}, or False for 'default' and True for 'seminorm'"
+        )
+    return norm
 
 
 def _checked_path(name: str, value: Any) -> str:

@@ -4,10 +4,12 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from torchadjoint import Solution, SolverError, callbacks
+from torchadjoint import ADJOINTS, NORMS, Solution, SolverError
+from torchadjoint.adjoints.adjoint import state_norm
 from torchadjoint.field import checked_derivative
-from torchadjoint.norms import Adjoint, block_norm, consecutive_blocks, norm_blocks
-from torchadjoint.problem import Problem, of_its_arguments
+from torchadjoint.norms import Sizes, block_norm
+from torchadjoint.posing import of_its_arguments
+from torchadjoint.problem import Problem
 from torchadjoint.statistics import SolveStatistics
 
 SAME_STEPS = ("dopri5", "bosh3")
@@ -80,36 +82,34 @@ def solve(problem: Problem) -> Solution:
     It forgets all later jumps once a step happens to end on one.
 
     Raises:
-        ValueError: for a warm start, compiled attempts and callbacks of func, which only our own solver knows.
+        ValueError: for what only our own solver knows: a warm start, compiled attempts, observers, callbacks of func,
+            and ways to differentiate that are not ours by name.
         SolverError: where torchdiffeq would raise AssertionError.
     """
-    if problem.warm_start or problem.compile or callbacks.listener(problem.asked, "", problem.split):
-        raise ValueError("solver='torchdiffeq' has no warm_start, no compile and no callbacks: use solver='dopri5'")
-    if problem.method.name not in SAME_STEPS:
+    adjoint, forward, backward = problem.adjoint, problem.forward, problem.backward
+    if adjoint not in ADJOINTS.values() or problem.compile or problem.observer("forward", problem.split):
         raise ValueError(
-            f"method is {problem.method.name!r}, but solver='torchdiffeq' has {', '.join(SAME_STEPS)} to compare with"
+            "solver='torchdiffeq' has no warm_start, no compile, no observers and no callbacks: use solver='dopri5'"
+        )
+    if forward.method.name not in SAME_STEPS:
+        raise ValueError(
+            f"method is {forward.method.name!r}, but solver='torchdiffeq' has {', '.join(SAME_STEPS)} to compare with"
         )
     statistics, y0, t = SolveStatistics(), problem.y0, problem.t
-    counted = _Counted(problem.func, statistics, t, max_num_steps=problem.max_num_steps)
+    counted = _Counted(problem.func, statistics, t, max_num_steps=forward.max_num_steps)
     jump_t = torch.tensor(problem.jumps, dtype=torch.float64, device=y0.device)
-    forward_blocks = consecutive_blocks(problem.sizes)
-    forward = dict(
-        rtol=problem.rtol,
-        atol=problem.atol,
-        method=problem.method.name,
-        options=dict(
-            first_step=problem.first_step, jump_t=jump_t, norm=lambda y: block_norm(y.reshape(-1), forward_blocks)
-        ),
+    forward_norm = state_norm(problem)
+    options = dict(
+        rtol=forward.rtol,
+        atol=forward.atol,
+        method=forward.method.name,
+        options=dict(first_step=forward.first_step, jump_t=jump_t, norm=lambda y: forward_norm(y.reshape(-1))),
     )
-    if problem.adjoint is Adjoint.DISCRETE:
-        solution = torchdiffeq.odeint(counted, y0, t, **forward)
+    if adjoint.name == "discrete":
+        solution = torchdiffeq.odeint(counted, y0, t, **options)
     else:
-        blocks = norm_blocks(
-            problem.adjoint,
-            state_sizes=problem.sizes,
-            parameter_sizes=[parameter.numel() for parameter in problem.parameters],
-            solution_size=len(t) * y0.numel(),
-        )
+        sizes = Sizes(problem.sizes, [parameter.numel() for parameter in problem.parameters], len(t) * y0.numel())
+        blocks = NORMS[adjoint.norm](sizes)
 
         def norm(adjoint_state: tuple[Tensor, ...]) -> Tensor:
             time_adjoint, *others = adjoint_state
@@ -119,11 +119,11 @@ def solve(problem: Problem) -> Solution:
             counted,
             y0,
             t,
-            **forward,
-            adjoint_rtol=problem.adjoint_rtol,
-            adjoint_atol=problem.adjoint_atol,
+            **options,
+            adjoint_rtol=backward.rtol,
+            adjoint_atol=backward.atol,
             # Solving towards smaller times torchdiffeq negates t; it does so to `options`, but not to these.
-            adjoint_options=dict(jump_t=counted.sign * jump_t, norm=norm),
+            adjoint_options=dict(first_step=backward.first_step, jump_t=counted.sign * jump_t, norm=norm),
             adjoint_params=problem.parameters,
         )
     # From here on whatever evaluates is the backward solve, and each backward is counted alone.

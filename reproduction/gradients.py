@@ -4,22 +4,19 @@ A model maps an input to a prediction and the statistics of its solve, and solve
 here. A batch is a tuple of tensors, of which the first is the input and the last the target.
 """
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchadjoint import passes, solve
-from torchadjoint.norms import rms_norm
-from torchadjoint.solver import Solver
+from torchadjoint import Attempt, solve
 from torchadjoint.statistics import SolveStatistics
 
 BLOCK_NAMES = ("z", "a_z", "a_theta", "a_t")
-"""What the blocks of the norm `default` weigh. In both experiments a_t is 0: their fields do not depend on t."""
+"""What the norm `default` weighs. In both experiments a_t is 0: their fields do not depend on t."""
 
 
 def gradient_of(
@@ -77,40 +74,23 @@ def gradient_errors(
     return rows
 
 
-@contextlib.contextmanager
-def _observed_steps() -> Iterator[list[dict[str, Any]]]:
-    """Gives a list that receives every attempted step of the solves begun within, with its error block by block."""
-    steps = []
-
-    class ObservedSolver(Solver):
-        def _attempt(self, t0: float, t1: float) -> float:
-            error_ratio = super()._attempt(t0, t1)
-            blocks = [rms_norm(self.error[start:stop]).item() for start, stop in self.blocks]
-            steps.append({"t0": t0, "t1": t1, "error_ratio": error_ratio, **dict(zip(BLOCK_NAMES, blocks))})  # noqa: B905
-            return error_ratio
-
-    passes.Solver = ObservedSolver
-    try:
-        yield steps
-    finally:
-        passes.Solver = Solver
-
-
 def step_errors(
     model: nn.Module, batch: tuple[Tensor, ...], loss_function: Callable[[Tensor, Tensor], Tensor], **options
 ) -> list[dict[str, Any]]:
     """Every step that the backward solve attempted, in order: where it went from and to, and its error.
 
     `error_ratio` is what the solver judges by: above 1 the step was rejected. `z`, `a_z`, `a_theta` and `a_t` are what
-    the blocks contribute, of which the largest is the error ratio; the seminorm has the first two alone. Only these two
-    adjoints can be looked at: `default` and `seminorm`. `options` are those of `solve`.
+    the parts of the state contribute; of the norm `default` the largest is the error ratio, and the seminorm has the
+    first two alone. `options` are those of `solve`.
     """
-    model.solve = functools.partial(solve, **options)
-    model.zero_grad()
-    prediction, _ = model(batch[0])
-    loss = loss_function(prediction, batch[-1])
-    with _observed_steps() as steps:
-        loss.backward()
+    steps = []
+
+    def observe(attempt: Attempt) -> None:
+        if attempt.direction == "backward" and attempt.is_accepted is not None:
+            own = {"t0": attempt.t0, "t1": attempt.t1, "error_ratio": attempt.error_ratio}
+            steps.append({**own, **attempt.errors})
+
+    gradient_of(model, batch, loss_function, **options, observer=observe)
     return steps
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import torchadjoint
 from common import torchdiffeq_reference
-from torchadjoint import Solution
+from torchadjoint import Adjoint, Backsolve, Discrete, Solution
 from torchadjoint.problem import State
 from torchadjoint.statistics import SolveStatistics
 
@@ -18,6 +18,11 @@ SOLVERS = {"dopri5": torchadjoint.solve, "torchdiffeq": torchdiffeq_reference.so
 def solve(func: nn.Module, y0: State, t: Tensor, *, solver: str = "dopri5", **options) -> Solution:
     """Solve by ours or by the reference."""
     return SOLVERS[solver](func, y0, t, **options)
+
+
+def way(name: str, *, warm_start: bool = False) -> Adjoint:
+    """The adjoint of this name, with a warm start if it has one."""
+    return Discrete() if name == "discrete" else Backsolve(name, warm_start=warm_start)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:

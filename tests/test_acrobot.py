@@ -11,8 +11,9 @@ from benchmarks.published_field import PublishedField
 from datasets.acrobot import TIMES, load
 from fields.softplus_networks import SlopeNetwork
 from fields.symplectic_dynamics import SymplecticDynamics
+from torchadjoint import Backsolve
 from torchadjoint.field import AutogradField
-from torchadjoint.norms import Adjoint, block_norm, norm_blocks
+from torchadjoint.norms import Sizes, block_norm, seminorm
 
 NUM_PARAMETERS = 509_108
 
@@ -181,7 +182,7 @@ def test_the_whole_gradient_and_all_counts_equal_torchdiffeqs(model, adjoint):
 def test_warm_starts_halve_the_backward_solve(model):
     window = windows(3)
     cold, cold_statistics = gradient(model, window, adjoint="seminorm")
-    warm, warm_statistics = gradient(model, window, adjoint="seminorm", warm_start=True)
+    warm, warm_statistics = gradient(model, window, adjoint=Backsolve(warm_start=True))
     assert warm_statistics.backward.nfe <= 50 < cold_statistics.backward.nfe
     assert distance(warm, cold) < 1e-3
 
@@ -191,7 +192,7 @@ def test_only_the_published_norm_and_warm_starts_save_anything_on_real_windows(m
     data = load(batch_size=64, device="cpu", generator=None, num_trajectories=7, cache_dir=tmp_path)
     window = data.train.tensors[0][::14][:64].double()
     runs = {name: gradient(model, window, adjoint=name) for name in ("default", "seminorm", "as-published")}
-    runs["warm"] = gradient(model, window, adjoint="seminorm", warm_start=True)
+    runs["warm"] = gradient(model, window, adjoint=Backsolve(warm_start=True))
     counts = {name: statistics.backward.nfe for name, (_, statistics) in runs.items()}
     assert counts == {"default": 98, "seminorm": 98, "as-published": 56, "warm": 49}
     for name in ("default", "as-published", "warm"):
@@ -222,7 +223,7 @@ def test_the_published_norm_takes_the_window_for_the_state(model, monkeypatch):
     first, second = flat[1 : 1 + 8 * size], flat[1 + 8 * size : 1 + 16 * size]
     assert value.item() == pytest.approx(max(first.square().mean().sqrt(), second.square().mean().sqrt()).item())
     # The true seminorm does not see the parameters at all.
-    blocks = norm_blocks(Adjoint.SEMINORM, state_sizes=[size], parameter_sizes=[NUM_PARAMETERS], solution_size=8 * size)
+    blocks = seminorm(Sizes([size], [NUM_PARAMETERS], 8 * size))
     perturbed = flat[1:].clone()
     perturbed[2 * size :] += 1e6
     assert torch.equal(block_norm(perturbed, blocks), block_norm(flat[1:], blocks))

@@ -18,11 +18,12 @@ from problems import (
 from torch import nn
 from torch.autograd import forward_ad
 
-from torchadjoint import odeint_adjoint
+from torchadjoint import Backsolve, odeint_adjoint
 
 BACKWARD_SOLVES = ("default", "seminorm", "per-tensor", "as-published")
 ADJOINTS = (*BACKWARD_SOLVES, "discrete")
 NOT_AS_PUBLISHED = ("default", "seminorm", "per-tensor", "discrete")  # which needs many parameters
+WARM = Backsolve(warm_start=True)
 INCREASING = torch.linspace(0, 3, 5, dtype=F64)
 DECREASING = torch.tensor([3.0, 2.5, 0.7, -0.2], dtype=F64)
 T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
@@ -176,11 +177,11 @@ def test_gradients_equal_those_of_the_exact_solution(adjoint, times):
 @pytest.mark.parametrize("adjoint", ["default", "seminorm", "discrete"])
 def test_gradients_equal_finite_differences(adjoint):
     func, y0 = Network(2, 3), random(2)
-    t = torch.tensor([0.0, 0.7, 1.0], dtype=F64, requires_grad=adjoint != "discrete")
+    t = torch.tensor([0.0, 0.7, 1.0], dtype=F64, requires_grad=True)
 
     def solution(y0, t, *parameters):
         replaced = dict(zip(dict(func.named_parameters()), parameters, strict=True))
-        return odeint_adjoint(
+        return solve(
             lambda time, y: torch.func.functional_call(func, replaced, (time, y)),
             y0,
             t,
@@ -188,7 +189,7 @@ def test_gradients_equal_finite_differences(adjoint):
             atol=1e-12,
             adjoint=adjoint,
             adjoint_params=parameters,
-        )
+        ).y
 
     assert torch.autograd.gradcheck(
         solution, (y0.requires_grad_(), t, *func.parameters()), eps=1e-4, atol=1e-6, rtol=1e-6, fast_mode=True
@@ -208,18 +209,24 @@ def test_the_last_step_adds_the_quadrature_up_to_the_output_time_only(rest):
     assert min(backward_statistics.evaluation_times) < 0  # a step did go beyond
 
 
-def test_there_is_no_second_derivative():
-    y0 = random(3).requires_grad_()
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_create_graph_gives_the_first_derivative_and_no_second(adjoint):
+    func, y0 = Network(), random(3).requires_grad_()
     for loss in (torch.sum, torch.norm):
-        y = odeint_adjoint(Network(), y0, T)
-        with pytest.raises(NotImplementedError, match=r"cannot be differentiated again.*create_graph"):
-            torch.autograd.grad(loss(y), y0, create_graph=True)
+        (expected,) = torch.autograd.grad(loss(solve(func, y0, T, adjoint=adjoint).y), y0)
+        found = torch.autograd.grad(
+            loss(solve(func, y0, T, adjoint=adjoint).y), [y0, *func.parameters()], create_graph=True
+        )
+        assert torch.equal(found[0], expected)
+        for gradient in found:
+            with pytest.raises(NotImplementedError, match="cannot be differentiated again: what follows backward"):
+                gradient.sum().backward()
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
 def test_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint):
     func = Network()
-    y = odeint_adjoint(func, random(3), T, adjoint=adjoint)
+    y = solve(func, random(3), T, adjoint=adjoint).y
     with torch.no_grad():
         func.second.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -231,7 +238,7 @@ def test_a_retained_graph_gives_the_same_gradient_twice(adjoint):
     func, y0 = Network(), random(2, 3)
     once = differentiate(func, y0, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
     start = y0.clone().requires_grad_()
-    y = odeint_adjoint(func, start, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    y = solve(func, start, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint).y
     for _ in range(2):
         gradients = torch.autograd.grad(
             (y * random(*y.shape, seed=100)).sum(), (start, *func.parameters()), retain_graph=True
@@ -408,8 +415,7 @@ NET, Y0 = Network(), random(2, 3)
     ("arguments", "options", "message"),
     [
         bad(NET, Y0, torch.zeros(2, 2), match=r"t must be a floating-point tensor of shape \(times,\).*\(2, 2\)"),
-        bad(NET, Y0, T[:1], match=r"two times or more.*\(1,\)"),
-        bad(NET, Y0, torch.tensor(1.0), match=r"two times or more.*\(\)"),
+        bad(NET, Y0, torch.tensor(1.0), match=r"a time or more.*\(\)"),
         bad(NET, Y0, torch.tensor([0, 1]), match=r"floating-point tensor.*int64"),
         bad(NET, Y0, [0.0, 1.0], match=r"floating-point tensor.*list"),
         bad(NET, Y0, T[[0, 2, 1]], match=r"t is \[0.0, 2.0, 1.0\], but must be finite and strictly increasing"),
@@ -425,14 +431,20 @@ NET, Y0 = Network(), random(2, 3)
         bad(NET, Y0, T, adjoint_atol=-1, match="adjoint_atol is -1"),
         bad(NET, Y0, T, first_step=0.0, match="first_step is 0.0"),
         bad(NET, Y0, T, max_num_steps=0, match="max_num_steps is 0"),
-        bad(NET, Y0, T, checkpoint_interval=0, match="checkpoint_interval is 0"),
-        bad(NET, Y0, T, adjoint="l2", match="unknown norm 'l2': use one of 'default'"),
-        bad(NET, Y0, T, solver="torchdiffeq", warm_start=True, match="no warm_start.*: use solver='dopri5'"),
+        bad(NET, Y0, T, warm_start=True, match="unknown option 'warm_start': use one of 'first_step'"),
+        bad(NET, Y0, T, adjoint="l2", match="adjoint is 'l2', but must be one of 'default'"),
+        bad(
+            NET,
+            Y0,
+            T,
+            solver="torchdiffeq",
+            adjoint=Backsolve(warm_start=True),
+            match="no warm_start.*: use solver='dopri5'",
+        ),
         bad(NET, Y0, T, compile="yes", match="compile is 'yes', but must be True or False"),
         bad(NET, Y0, T, compile=True, adjoint="discrete", match="compile=True needs adjoint='seminorm'"),
         bad(NET, Y0, T, compile=True, solver="torchdiffeq", match="no compile.*: use solver='dopri5'"),
         bad(NET, Y0, T, compile=True, adjoint_params=(), match="compile=True needs .* no adjoint_params"),
-        bad(NET, Y0, T.clone().requires_grad_(), adjoint="discrete", match="t requires a gradient, but 'discrete'"),
         bad(NET, Y0.long(), T, match="y0 is of dtype torch.int64, but must be float32 or float64"),
         bad(NET, Y0.half(), T, match="y0 is of dtype torch.float16"),
         bad(NET, [Y0], T, match=r"y0 is \[tensor.*, but must be a tensor or a tuple"),

@@ -5,9 +5,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchadjoint import odeint_adjoint
+from torchadjoint import Backsolve, solve
 from torchadjoint.field import AutogradField
 
+WARM = Backsolve(warm_start=True)
 INCREASING = torch.linspace(0, 3, 5, dtype=F64)
 # Like acrobot's: a few output times, close to each other.
 WINDOW = torch.linspace(0, 0.35, 8, dtype=F64)
@@ -88,9 +89,7 @@ class Dense(nn.Module):
 def peak_memory(adjoint):
     """Peak of the backward solve, in sizes of all parameters."""
     func = Dense()
-    solution = odeint_adjoint(
-        func, random(1000).requires_grad_(), INCREASING[:3], rtol=1e-3, atol=1e-4, adjoint=adjoint
-    )
+    solution = solve(func, random(1000).requires_grad_(), INCREASING[:3], rtol=1e-3, atol=1e-4, adjoint=adjoint).y
     with PeakMemory(func.parameters()) as memory:
         backward(solution)
     return memory.peak / (func.weight.numel() * func.weight.element_size())
@@ -107,9 +106,9 @@ def test_no_array_of_stages_times_parameters_exists():
 @pytest.mark.parametrize("times", [WINDOW, WINDOW.flip(0)], ids=["increasing", "decreasing"])
 def test_warm_starts_save_evaluations_and_keep_the_gradient(adjoint, times):
     func, y0, tolerance = Network(4, 32), random(16, 4), 1e-5
-    options = dict(rtol=tolerance, atol=tolerance, adjoint=adjoint)
-    cold = differentiate(func, y0, times, **options)
-    warm = differentiate(func, y0, times, **options, warm_start=True)
+    options = dict(rtol=tolerance, atol=tolerance)
+    cold = differentiate(func, y0, times, **options, adjoint=adjoint)
+    warm = differentiate(func, y0, times, **options, adjoint=Backsolve(adjoint, warm_start=True))
     reference = differentiate(func, y0, times, rtol=1e-12, atol=1e-12)
     assert warm.statistics.forward == cold.statistics.forward
     assert warm.statistics.backward.nfe <= 50 < 90 < cold.statistics.backward.nfe
@@ -118,7 +117,7 @@ def test_warm_starts_save_evaluations_and_keep_the_gradient(adjoint, times):
 
 @pytest.mark.parametrize("times", [WINDOW, WINDOW.flip(0), INCREASING], ids=["increasing", "decreasing", "long"])
 def test_warm_segments_end_at_the_output_times(times):
-    ours = differentiate(Network(4, 32), random(16, 4), times, rtol=1e-5, atol=1e-5, warm_start=True)
+    ours = differentiate(Network(4, 32), random(16, 4), times, rtol=1e-5, atol=1e-5, adjoint=WARM)
     done, stops = ours.statistics.backward, times.flip(0).tolist()
     assert set(stops[:-1]) <= set(done.accept_times)
     low, high = min(stops), max(stops)
@@ -129,14 +128,14 @@ def test_warm_segments_end_at_the_output_times(times):
 
 def test_a_warm_start_stops_at_an_output_time_though_a_jump_lies_beyond():
     times = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
-    solved = differentiate(Network(), random(3), times, jump_t=[0.5], rtol=1e-4, atol=1e-4, warm_start=True)
+    solved = differentiate(Network(), random(3), times, jump_t=[0.5], rtol=1e-4, atol=1e-4, adjoint=WARM)
     evaluated = solved.statistics.backward.evaluation_times
     assert min(evaluated[: evaluated.index(1.0)]) > 1
 
 
 def test_a_warm_start_carries_the_step_on_from_segment_to_segment():
     """Steps cut short by an output time do not make the next ones short."""
-    options = dict(rtol=1e-4, atol=1e-4, warm_start=True)
+    options = dict(rtol=1e-4, atol=1e-4, adjoint=WARM)
     few, more = (
         differentiate(Network(), random(3), torch.tensor(times, dtype=F64), **options).statistics.backward
         for times in ([0.0, 1.0, 2.0], [0.0, 1.0, 1.000001, 2.0])

@@ -10,10 +10,11 @@ import torch
 from problems import F64, Network, Pair, differentiate, distance, random, steps
 from torch import nn
 
-from torchadjoint import compiled, solve
+from torchadjoint import Backsolve, compiled, solve
 
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 KINKS = (0.5, 1.7, 2.0)
+WARM = Backsolve(warm_start=True)
 TIGHT = dict(rtol=1e-6, atol=1e-8)
 
 
@@ -79,7 +80,7 @@ def compare(func, y0, t, **options):
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("times", [T, T.flip(0), T[[0, -1]]], ids=["increasing", "decreasing", "one segment"])
-@pytest.mark.parametrize("options", [{}, dict(warm_start=True), dict(adjoint_rtol=1e-7)], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(adjoint=WARM), dict(adjoint_rtol=1e-7)], ids=str)
 def test_steps_and_gradients_are_those_of_eager_attempts(times, options):
     t = times.clone().requires_grad_()
     ours = compare(Kinked(), random(4, 3), t, jump_t=KINKS, **TIGHT, **options)
@@ -109,7 +110,7 @@ def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
             func = Kinked()
             with torch.no_grad():
                 func.rates.copy_(random(len(KINKS) + 1, seed=seed))
-            compare(func, random(4, 3, seed=seed), T * 0.9, jump_t=KINKS, rtol=1e-5, atol=1e-6, warm_start=True)
+            compare(func, random(4, 3, seed=seed), T * 0.9, jump_t=KINKS, rtol=1e-5, atol=1e-6, adjoint=WARM)
 
 
 class Scaled(nn.Module):

@@ -16,7 +16,7 @@ import acrobot
 import speech_commands
 from common import command_line
 from common.errors import Interrupted, TrainingFailed
-from torchadjoint.norms import Adjoint
+from torchadjoint import ADJOINTS
 
 
 def test_settings_are_normalised(tmp_path):
@@ -96,9 +96,9 @@ def test_help_explains_each_setting_and_each_norm_by_name(experiment, monkeypatc
     for field in dataclasses.fields(experiment.Config):
         assert f"{field.name}: " in text
         assert f"--{field.name.replace('_', '-')}" in on_command_line
-    for norm in Adjoint:
-        assert f"{norm.value}: " in text
-        assert f"{norm.value}: " in on_command_line
+    for norm in ADJOINTS:
+        assert f"{norm}: " in text
+        assert f"{norm}: " in on_command_line
     assert "Samples in a batch. " in text
 
 

@@ -12,7 +12,8 @@ from problems import (
     random,
 )
 
-from torchadjoint import passes, solve
+from torchadjoint import Discrete, solve
+from torchadjoint.adjoints import discrete
 
 FIRST_STEP = 0.1  # a guess of it would depend on y0, and torchdiffeq differentiates through that
 INTERVALS = (1, 3, 1000)
@@ -25,9 +26,9 @@ TIMES = {
 
 
 def compare_with_torchdiffeq(func, y0, t, *, checkpoint_interval, rtol=1e-5, atol=1e-7, **options):
-    options |= dict(adjoint="discrete", first_step=FIRST_STEP, rtol=rtol, atol=atol)
-    theirs = differentiate(func, y0, t, solver="torchdiffeq", **options)
-    ours = differentiate(func, y0, t, checkpoint_interval=checkpoint_interval, **options)
+    options |= dict(first_step=FIRST_STEP, rtol=rtol, atol=atol)
+    theirs = differentiate(func, y0, t, solver="torchdiffeq", adjoint="discrete", **options)
+    ours = differentiate(func, y0, t, adjoint=Discrete(checkpoint_interval), **options)
     assert ours.statistics.forward.accept_times == pytest.approx(theirs.statistics.forward.accept_times)
     assert distance(ours.y, theirs.y) < 1e-12
     for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
@@ -84,9 +85,8 @@ def test_rejected_steps_cost_nothing_backwards(checkpoint_interval):
         TIMES["increasing"][[0, -1]],
         rtol=1e-6,
         atol=1e-8,
-        adjoint="discrete",
+        adjoint=Discrete(checkpoint_interval),
         first_step=2.0,
-        checkpoint_interval=checkpoint_interval,
     )
     forward, backward = ours.statistics.forward, ours.statistics.backward
     assert forward.num_rejected > 0
@@ -107,8 +107,7 @@ def test_the_checkpoint_interval_does_not_change_the_gradient():
             TIMES["increasing"],
             rtol=1e-5,
             atol=1e-5,
-            adjoint="discrete",
-            checkpoint_interval=n,
+            adjoint=Discrete(n),
         ).gradient
         for n in INTERVALS
     ]
@@ -120,13 +119,13 @@ def kept_states(checkpoint_interval, monkeypatch, **options):
     """How many states a forward solve keeps, and how many steps it took."""
     records = []
 
-    class Kept(passes.StepRecord):
+    class Kept(discrete._Step):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             records.append(self)
 
-    monkeypatch.setattr(passes, "StepRecord", Kept)
-    options = dict(rtol=1e-7, atol=1e-9, adjoint="discrete", checkpoint_interval=checkpoint_interval) | options
+    monkeypatch.setattr(discrete, "_Step", Kept)
+    options = dict(rtol=1e-7, atol=1e-9, adjoint=Discrete(checkpoint_interval)) | options
     solution = solve(Network(), random(3), TIMES["increasing"], **options)
     return sum(record.start is not None for record in records), solution.statistics.forward.num_accepted
 

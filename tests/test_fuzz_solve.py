@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from problems import SOLVERS
 from torch import nn
 
+from torchadjoint import ADJOINTS, METHODS, Backsolve, Discrete
+
 REAL = [torch.float64, torch.float32]
 dtypes = st.sampled_from([*REAL * 5, torch.int64, torch.float16, torch.complex64, torch.bool])
 
@@ -92,12 +94,20 @@ OPTIONS = dict(
     atol=tolerances,
     adjoint_rtol=tolerances,
     adjoint_atol=tolerances,
-    adjoint=st.sampled_from(["default", "seminorm", "per-tensor", "as-published", "discrete", "discrete"]) | odd,
+    adjoint=st.sampled_from([*ADJOINTS, "discrete", Backsolve("default", warm_start=True), Discrete(3)]) | odd,
     jump_t=times | times | output_times | odd,
     adjoint_params=st.lists(tensors(), max_size=3) | st.lists(tensors(), max_size=3).map(iter) | tensors() | odd,
     first_step=st.floats(1e-3, 10) | odd,
-    warm_start=st.booleans() | odd,
-    checkpoint_interval=st.integers(1, 5) | odd,
+    method=st.sampled_from([*METHODS]) | odd,
+    adjoint_method=st.sampled_from([*METHODS]) | odd,
+    adjoint_options=st.dictionaries(st.sampled_from(["norm", "first_step", "step_size"]), odd, max_size=2) | odd,
+    step_t=times | odd,
+    min_step=st.floats(0, 1e-3) | odd,
+    max_step=st.floats(1e-2, 10) | odd,
+    safety=st.floats(0.1, 1) | odd,
+    step_size=st.floats(0.05, 2) | odd,
+    interp=st.sampled_from(["linear", "cubic"]) | odd,
+    perturb=st.booleans() | odd,
     max_num_steps=st.integers(1, 3) | odd,
     compile=st.just(False) | odd,  # compiling takes seconds
 )

@@ -8,12 +8,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import F64, Growth, Network, differentiate, differentiate_exactly, distance, random, steps
+from problems import F64, Growth, Linear, Network, differentiate, differentiate_exactly, distance, random, steps
 
 from common.torchdiffeq_reference import SAME_STEPS
 from common.torchdiffeq_reference import solve as solve_by_torchdiffeq
 from torchadjoint import METHODS, RungeKutta, solve
 
+ADAPTIVE = {name: method for name, method in METHODS.items() if method.is_adaptive}
+FIXED = {name: method for name, method in METHODS.items() if not method.is_adaptive}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 T = torch.tensor([0.0, 1.0], dtype=F64)
 
@@ -66,10 +68,10 @@ def test_there_are_as_many_trees_as_there_should_be():
 def test_the_step_is_of_its_order_and_of_no_higher(method):
     for order in range(1, method.order + 1):
         assert max(residuals(method, method.step_weights, order)) < 1e-12
-    assert max(residuals(method, method.step_weights, method.order + 1)) > 1e-5
+    assert max(residuals(method, method.step_weights, method.order + 1)) > 5e-6
 
 
-@methods
+@pytest.mark.parametrize("method", ADAPTIVE.values(), ids=ADAPTIVE)
 def test_the_embedded_solution_is_of_one_order_less(method):
     embedded = [b - e for b, e in zip(method.step_weights, method.error_weights, strict=True)]
     for order in range(1, method.order):
@@ -79,30 +81,33 @@ def test_the_embedded_solution_is_of_one_order_less(method):
 
 @methods
 def test_the_dense_output_is_of_one_order_less_and_meets_the_step_at_its_ends(method):
-    for order in range(1, method.order):
+    """Of order four at most, as it is a quartic."""
+    for order in range(1, min(method.order, 5)):
         assert max(residuals(method, method.midpoint_weights, order, end=0.5)) < 1e-10
-    assert method.interpolation_weights(0.0) == pytest.approx([0.0] * method.num_stages, abs=1e-15)
+    assert method.interpolation_weights(0.0) == pytest.approx([0.0] * method.num_stages, abs=1e-14)
     assert method.interpolation_weights(1.0) == pytest.approx(method.step_weights, abs=1e-14)
     assert method.interpolation_weights(0.5) == pytest.approx(method.midpoint_weights, abs=1e-14)
 
 
 def errors(method, adjoint, num_steps):
-    """Of the solution and of its gradient, in steps of one size: each ends at a jump, whatever its error is."""
-    func, y0 = Growth(), random(3)
-    knots = torch.linspace(0, 1, num_steps + 1, dtype=F64)
-    ours = differentiate(
-        func, y0, T, method=method, adjoint=adjoint, jump_t=knots, first_step=1 / num_steps, rtol=1e9, atol=1e9
-    )
-    assert ours.statistics.forward.num_accepted == num_steps
-    exact = differentiate_exactly(func, y0, T)
-    gradients = (torch.cat([g.reshape(-1) for g in outcome.gradients if g is not None]) for outcome in (ours, exact))
-    return distance(ours.y[-1], exact.y[-1]), distance(*gradients)
+    """Of the solutions of two problems, and of their gradients, in steps of one size, whatever their error is."""
+    size = 1 / num_steps
+    ends = torch.linspace(0, 1, num_steps + 1, dtype=F64)
+    options = dict(step_t=ends, first_step=1.0, rtol=1e9, atol=1e9) if method.is_adaptive else dict(step_size=size)
+    found = []
+    # A constant of the error may vanish on one of them.
+    for func in (Growth(), Linear(random(3, 3))):
+        ours = differentiate(func, random(3), T, method=method, adjoint=adjoint, **options)
+        assert ours.statistics.forward.num_accepted == num_steps
+        exact = differentiate_exactly(func, random(3), T)
+        found.append((distance(ours.y[-1], exact.y[-1]), distance(ours.gradient, exact.gradient)))
+    return [math.hypot(*of_both) for of_both in zip(*found, strict=True)]
 
 
 @methods
 @pytest.mark.parametrize("adjoint", ["seminorm", "default", "discrete"])
 def test_solution_and_gradient_converge_at_the_order_of_the_method(method, adjoint):
-    fewest = 16 if method.order < 5 else 6  # where rounding does not show
+    fewest = {5: 6, 8: 2}.get(method.order, 16)  # where rounding does not show
     found = [errors(method, adjoint, fewest * factor) for factor in (1, 2, 4)]
     for quantity in zip(*found, strict=True):
         for coarse, fine in pairwise(quantity):
@@ -141,7 +146,7 @@ def test_a_table_of_ones_own_is_used_as_it_is():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (dict(nodes=(0.0, 1 / 2, 3 / 4, 0.9)), "the last 1 (FSAL)"),
+        (dict(nodes=(0.0, 1 / 2, 3 / 4, 0.9)), "the first 0 and the last 1"),
         (dict(stage_weights=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 1 / 9))), "must add up to 1.0"),
         (dict(stage_weights=((), (1 / 2,), (3 / 4,), (2 / 9, 1 / 3, 4 / 9))), "must have 0, 1, ..., 3 entries"),
         (dict(error_weights=(1.0, 0.0, 0.0, 0.0)), "must add up to 0.0"),
@@ -155,7 +160,9 @@ def test_a_wrong_table_is_refused_where_it_is_written(changes, sentence):
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["rk4", None, 3])
+@pytest.mark.parametrize("method", ["implicit_adams", "rk45", None, 3])
 def test_what_is_no_method_is_refused(method):
-    with pytest.raises(ValueError, match=r"method is .*, but must be one of 'dopri5', .*'bosh3', or a RungeKutta"):
+    with pytest.raises(
+        ValueError, match=r"method is .*, but must be one of 'dopri5', .*'rk4', or a RungeKutta.*use torchdiffeq"
+    ):
         solve(Growth(), random(3), T, method=method)

@@ -9,7 +9,7 @@ from torch import nn
 from fields import neural_cde
 from fields.neural_cde import NeuralCDEField
 from speech_commands import ControlledField, NeuralCDE, VectorField
-from torchadjoint import solve
+from torchadjoint import Backsolve, Discrete, solve
 from torchadjoint.field import AutogradField
 
 NUM_STAGES = 7
@@ -155,8 +155,8 @@ def train_step(func, batch, dtype=F64, **options):
         dict(adjoint="seminorm"),
         dict(adjoint="per-tensor"),
         dict(adjoint="discrete"),
-        dict(adjoint="discrete", checkpoint_interval=3),
-        dict(adjoint="seminorm", warm_start=True),
+        dict(adjoint=Discrete(3)),
+        dict(adjoint=Backsolve(warm_start=True)),
     ],
     ids=str,
 )
@@ -219,7 +219,7 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.kinds = []
-        monkeypatch.setattr("torchadjoint.api.AutogradField", self.recorded(AutogradField))
+        monkeypatch.setattr("torchadjoint.adjoints.adjoint.AutogradField", self.recorded(AutogradField))
         monkeypatch.setattr("speech_commands.NeuralCDEField", self.recorded(NeuralCDEField))
 
     def recorded(self, kind):

@@ -7,10 +7,8 @@ from problems import Pair, backward, random, random_walks, solve
 from torch import nn
 
 from speech_commands import NeuralCDE
-from torchadjoint import solver as solver_module
-from torchadjoint.norms import Adjoint, block_norm, consecutive_blocks, make_norm, norm_blocks, rms_norm
-
-NORMS = ("default", "seminorm", "per-tensor", "as-published")
+from torchadjoint import Backsolve, norms
+from torchadjoint.norms import NORMS, Sizes, block_norm, consecutive_blocks, make_norm, rms_norm
 
 
 def rms(*tensors):
@@ -45,7 +43,7 @@ def loud(tensors, index):
 def test_norms_match_their_formulas(norm, state_sizes, which):
     sizes = [*state_sizes, *state_sizes, 5, 1, 7, 1]
     tensors = loud([random(size, seed=seed) for seed, size in enumerate(sizes)], which)
-    blocks = norm_blocks(Adjoint(norm), state_sizes=state_sizes, parameter_sizes=(5, 1, 7), solution_size=11)
+    blocks = NORMS[norm](Sizes(state_sizes, (5, 1, 7), 11))
     num_states = 2 * len(state_sizes)
     expected = expected_norm(norm, tensors[-1], tensors[:num_states], tensors[num_states:-1], solution_size=11)
     assert block_norm(torch.cat(tensors), blocks).item() == pytest.approx(expected, rel=1e-12)
@@ -64,40 +62,23 @@ def test_rms_norm():
 
 @pytest.mark.parametrize("norm", ["default", "per-tensor"])
 def test_norms_without_parameters_weigh_state_and_time(norm):
-    blocks = norm_blocks(Adjoint(norm), state_sizes=[2], parameter_sizes=(), solution_size=4)
+    blocks = NORMS[norm](Sizes([2], (), 4))
     assert block_norm(torch.tensor([1.0, 1.0, 3.0, 3.0, 2.0]), blocks).item() == pytest.approx(3)
     assert block_norm(torch.tensor([1.0, 1.0, 3.0, 3.0, -4.0]), blocks).item() == pytest.approx(4)
 
 
 def test_as_published_refuses_blocks_beyond_the_end():
-    arguments = dict(state_sizes=[4], parameter_sizes=(3,))
-    assert norm_blocks(Adjoint.AS_PUBLISHED, **arguments, solution_size=5) == [(0, 5), (5, 10)]
-    assert norm_blocks(Adjoint.AS_PUBLISHED, state_sizes=[4], parameter_sizes=(4,), solution_size=6)[-1] == (6, 12)
+    as_published = NORMS["as-published"]
+    assert as_published(Sizes([4], (3,), 5)) == [(0, 5), (5, 10)]
+    assert as_published(Sizes([4], (4,), 6))[-1] == (6, 12)
     with pytest.raises(ValueError, match=r"two blocks of 6 entries.*only 11.*smaller batch"):
-        norm_blocks(Adjoint.AS_PUBLISHED, **arguments, solution_size=6)
+        as_published(Sizes([4], (3,), 6))
 
 
-@pytest.mark.parametrize(
-    ("name", "adjoint"),
-    [
-        (False, Adjoint.DEFAULT),
-        (True, Adjoint.SEMINORM),
-        ("default", Adjoint.DEFAULT),
-        ("seminorm", Adjoint.SEMINORM),
-        ("per-tensor", Adjoint.PER_TENSOR),
-        ("as-published", Adjoint.AS_PUBLISHED),
-        ("discrete", Adjoint.DISCRETE),
-        (Adjoint.PER_TENSOR, Adjoint.PER_TENSOR),
-    ],
-)
-def test_parse(name, adjoint):
-    assert Adjoint.parse(name) is adjoint
-
-
-@pytest.mark.parametrize("name", ["Seminorm", "rms", "", 1, None, ("default",), []])
-def test_parse_refuses_what_is_no_norm(name):
-    with pytest.raises(ValueError, match=r"unknown norm .*'default', 'seminorm', 'per-tensor', 'discrete'.*False"):
-        Adjoint.parse(name)
+@pytest.mark.parametrize("norm", ["Seminorm", "rms", "", 1, None, ("default",), [], True])
+def test_what_is_no_norm_is_refused(norm):
+    with pytest.raises(ValueError, match=r"norm is .*'default', 'seminorm', 'per-tensor', 'as-published', or a func"):
+        Backsolve(norm)
 
 
 class Wide(nn.Module):
@@ -203,7 +184,7 @@ def test_our_solver_measures_the_neural_cde_by_the_named_norm(norm, monkeypatch)
 
     model = neural_cde(adjoint=norm)
     logits, _ = model(random_walks(2, 4, 3))
-    monkeypatch.setattr(solver_module, "block_norm", spied)
+    monkeypatch.setattr(norms, "block_norm", spied)
     logits.sum().backward()
     assert len(calls) > 5
     sizes = [parameter.numel() for parameter in model.vector_field.parameters()]

@@ -1,27 +1,39 @@
-"""Adjoints of neural differential equations for PyTorch: adaptive solves whose gradient you choose how to take.
+"""Adjoints of neural differential equations for PyTorch: solves whose gradient you choose how to take.
 
-`odeint_adjoint` stands in for torchdiffeq's; `solve` also says what the solve did. Needs torch alone.
+`odeint` and `odeint_adjoint` stand in for torchdiffeq's; `solve` also chooses the adjoint and says what it did. Where
+no norm is named, `odeint_adjoint` differentiates by the seminorm. Needs torch alone.
 """
 
-from .api import Solution, odeint_adjoint, solve
+from .adjoints import ADJOINTS, Adjoint, Backsolve, Differentiation, Discrete, Gradients
+from .api import Solution, odeint, odeint_adjoint, solve
 from .errors import SolverError
 from .field import Field
 from .methods import METHODS, RungeKutta
-from .norms import Adjoint, make_norm
+from .norms import NORMS, make_norm
+from .observer import Attempt, Observer
 from .statistics import SolveStatistics, Statistics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADJOINTS",
     "METHODS",
+    "NORMS",
     "Adjoint",
+    "Attempt",
+    "Backsolve",
+    "Differentiation",
+    "Discrete",
     "Field",
+    "Gradients",
+    "Observer",
     "RungeKutta",
     "Solution",
     "SolveStatistics",
     "SolverError",
     "Statistics",
     "make_norm",
+    "odeint",
     "odeint_adjoint",
     "solve",
 ]

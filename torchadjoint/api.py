@@ -1,21 +1,20 @@
-"""Solves of ordinary differential equations with a choice of gradient: models use `solve`, others `odeint_adjoint`.
+"""Solves of ordinary differential equations with a choice of gradient: `solve`, and torchdiffeq's two functions."""
 
-Four ways are adjoint solves that differ in their norm. Of these the seminorm takes the paper at its word: the adjoint
-of the parameters is an integral, so it does not ride in the solver's state. It is summed up by the quadrature that
-belongs to each accepted step, and a rejected step never computes it. The fifth way, `discrete`, has no backward solve:
-it is the exact gradient of the steps that the forward solve took.
-"""
-
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from . import callbacks
-from .field import AutogradField
-from .norms import Adjoint, norm_blocks
+from .adjoints import Backsolve
+from .captured import capture
+from .methods import RungeKutta
 from .passes import DifferentiableSolve, Plan
-from .problem import Problem, State, of_its_arguments
+from .posing import Tolerance, of_its_arguments
+from .problem import Problem, State
 from .statistics import SolveStatistics
+from .stepping import OPTIONS, refuse_option
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Solution:
 
 @of_its_arguments
 def solve(problem: Problem) -> Solution:
-    """Solve dy/dt = func(t, y) with error control, differentiable with respect to y0, t and parameters.
+    """Solve dy/dt = func(t, y), differentiable with respect to y0, t and parameters.
 
     Keywords that torchdiffeq has too mean the same here; those of its `options` stand beside the others. Its callbacks
     are called too: methods of func named `callback_step`, `callback_accept_step` and `callback_reject_step` get the
@@ -42,66 +41,133 @@ def solve(problem: Problem) -> Solution:
             If it has a method `fused_field(y0)`, that `Field` is evaluated in its place where y0 and all parameters of
             func are what is differentiated.
         y0: the initial state, of dtype float32 or float64: a tensor of any shape, or a tuple of tensors.
-        t: the output times, of shape (times,): at least two, strictly increasing or decreasing. The first is y0's.
-        rtol: relative tolerance.
+        t: the output times, of shape (times,), strictly increasing or decreasing. The first is y0's.
+        rtol: relative tolerance: a number, or a tensor that broadcasts to the state, or one of these for each of its
+            tensors. The same for `atol`.
         atol: absolute tolerance.
-        method: how to step, forward and backward: the name of a method with error control, or a `RungeKutta`.
-        adjoint: how to differentiate: a name of `Adjoint`, or False for `default` and True for `seminorm`.
-        jump_t: times at which func is discontinuous in t. Every one between the first and the last time, or at the last
-            one, is the end of a step in both directions.
-        adjoint_rtol: relative tolerance of the backward solve; `rtol` if not given.
-        adjoint_atol: absolute tolerance of the backward solve; `atol` if not given.
+        method: how to step: a name of `METHODS`, or a `RungeKutta` of your own.
+        adjoint: how to differentiate: a name of `ADJOINTS`, such a way with options of its own, as in
+            `Backsolve("default", warm_start=True)` and `Discrete(checkpoint_interval=8)`, or one of your own.
+        adjoint_rtol: relative tolerance of the backward solve, a number; `rtol` if not given.
+        adjoint_atol: absolute tolerance of the backward solve, a number; `atol` if not given.
+        adjoint_method: how to step backward; `method` if not given.
+        adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve but
+            `norm`, as far as the method has them.
         adjoint_params: the tensors to differentiate with respect to; `func.parameters()` if not given.
-        first_step: size of the first step of the forward solve; guessed if not given, at the price of one evaluation.
-        warm_start: whether the backward solve starts with the forward solve's last step size, carries its own from one
-            output time to the next and stops at each of them, where otherwise it guesses anew and interpolates.
-        checkpoint_interval: how many steps `discrete` takes from one stored state to the next; those between are solved
-            again.
-        max_num_steps: how many steps may be attempted from one start of a solve on.
+        observer: is called with an `Attempt` before and after every attempted step, forward and backward.
         compile: whether torch.compile makes one function of each direction's attempted steps, at the first use for a
             field and a shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The
             adjoint must be the seminorm, and func an nn.Module that torch.compile can take as a whole. A compiled
-            attempt computes its parameters' part before it is accepted.
+            attempt computes its parameters' part before it is accepted, and its last stage whoever needs it.
+        options: `jump_t`, times at which func is discontinuous in t: every one between the first and the last time, or
+            at the last one, is the end of a step in both directions. `norm`, `max_num_steps`, and those of the method
+            that `Stepping` describes: with error control `first_step`, `step_t`, `min_step`, `max_step`, `safety`,
+            `ifactor`, `dfactor`; for fixed steps `step_size`, `grid_constructor`, `interp`, `perturb`.
 
     Raises:
         ValueError: if an argument is not as described.
         SolverError: if a solve, forward or backward, cannot go on.
     """
-    return _solve(problem)
-
-
-@of_its_arguments
-def odeint_adjoint(problem: Problem) -> State:
-    """In place of `torchdiffeq.odeint_adjoint`: the `y` of `solve`, whose arguments it takes."""
-    return _solve(problem).y
-
-
-def _solve(problem: Problem) -> Solution:
-    t, adjoint = problem.t, problem.adjoint
-    may_be_fused = problem.are_all_parameters and not problem.compile and not t.requires_grad
-    if may_be_fused and hasattr(problem.func, "fused_field"):
-        vector_field = problem.func.fused_field(problem.y0)
+    statistics = SolveStatistics()
+    differentiation = problem.adjoint.differentiate(problem, statistics)
+    inputs = (problem.y0, problem.t, *problem.parameters)
+    is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if len(problem.times) == 1:
+        solution = problem.y0.unsqueeze(0)
     else:
-        # As in torchdiffeq, these two weigh the adjoint of t whether or not t needs a gradient.
-        weighs_time = adjoint in (Adjoint.DEFAULT, Adjoint.PER_TENSOR)
-        vector_field = AutogradField(
-            problem.func, problem.parameters, problem.y0.shape, time_gradient=t.requires_grad or weighs_time
-        )
-    inputs = (problem.y0, t, *vector_field.parameters)
-    plan = Plan(
-        problem=problem,
-        vector_field=vector_field,
-        is_differentiated=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs),
-        guarded=problem.read_besides(vector_field.parameters),
-        forward_listener=callbacks.listener(problem.asked, "", problem.split),
-        backward_listener=callbacks.listener(problem.asked, callbacks.ADJOINT, problem.split_both),
-    )
-    if plan.is_differentiated and adjoint is not Adjoint.DISCRETE:
-        plan.backward_blocks = norm_blocks(
-            adjoint,
-            state_sizes=problem.sizes,
-            parameter_sizes=vector_field.parameter_sizes,
-            solution_size=len(problem.times) * problem.y0.numel(),
-        )
-    solution = DifferentiableSolve.apply(plan, *inputs)
-    return Solution(problem.split(solution) if problem.is_tuple else solution, plan.statistics)
+        solution = DifferentiableSolve.apply(Plan(problem, differentiation, is_differentiated, statistics), *inputs)
+    return Solution(problem.split(solution) if problem.is_tuple else solution, statistics)
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | RungeKutta | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: None = None,
+) -> State:
+    """In place of `torchdiffeq.odeint`: the `y` of `solve`, whose gradient is that of the steps taken (`discrete`).
+
+    Arguments are those of `solve`, with torchdiffeq's `options` in a dict. A `func` that is no nn.Module may read
+    tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
+    once more, and every later evaluation checks that there are no others.
+
+    Raises:
+        ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.
+        SolverError: if the solve cannot go on.
+    """
+    _refuse_events(event_fn)
+    func, parameters = (func, None) if isinstance(func, nn.Module) else capture(func, y0, t)
+    given = _given(method, options, "options")
+    return solve(func, y0, t, rtol=rtol, atol=atol, adjoint="discrete", adjoint_params=parameters, **given).y
+
+
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | RungeKutta | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: None = None,
+    adjoint_rtol: float | None = None,
+    adjoint_atol: float | None = None,
+    adjoint_method: str | RungeKutta | None = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Sequence[Tensor] | None = None,
+) -> State:
+    """In place of `torchdiffeq.odeint_adjoint`: the `y` of `solve`, with the gradient by a solve backwards in time.
+
+    Arguments are those of `solve`, with torchdiffeq's `options` and `adjoint_options` in dicts. The latter may name the
+    norm of the backward solve: a name that `Backsolve` takes, or torchdiffeq's function of a tuple. **Where no norm is
+    named it is the seminorm**, where torchdiffeq takes the root mean square of each parameter's adjoint too
+    (`per-tensor`).
+
+    Raises:
+        ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.
+        SolverError: if a solve, forward or backward, cannot go on.
+    """
+    _refuse_events(event_fn)
+    given = _given(method, options, "options")
+    if adjoint_options is None and options and adjoint_method not in (None, method):
+        raise ValueError("options and another adjoint_method are given: give adjoint_options too, if only {}")
+    norm = "seminorm"
+    if isinstance(adjoint_options, Mapping):
+        adjoint_options = dict(adjoint_options)
+        norm = adjoint_options.pop("norm", norm)
+    return solve(
+        func,
+        y0,
+        t,
+        rtol=rtol,
+        atol=atol,
+        adjoint=Backsolve(norm),
+        adjoint_rtol=adjoint_rtol,
+        adjoint_atol=adjoint_atol,
+        adjoint_method=adjoint_method,
+        adjoint_options=adjoint_options,
+        adjoint_params=adjoint_params,
+        **given,
+    ).y
+
+
+def _given(method: str | RungeKutta | None, options: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{name} is a {type(options).__name__}, but must be a dict of options")
+    for option in options:
+        if option not in OPTIONS:
+            refuse_option(option)
+    return {"method": "dopri5" if method is None else method, **options}
+
+
+def _refuse_events(event_fn: None) -> None:
+    if event_fn is not None:
+        raise ValueError("event_fn is given, but there are no events here: use torchdiffeq's odeint or odeint_event")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-JUMPS = "a list of times or a tensor of shape (times,)"
+TIMES = "a list of times or a tensor of shape (times,)"
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that PyTorch takes."""
 
@@ -78,6 +78,8 @@ def state_shapes(y0: Tensor | tuple[Tensor, ...]) -> list[torch.Size]:
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         refuse("y0", y0, "a tensor or a tuple of tensors")
     for tensor in tensors:
+        if tensor.is_complex():
+            raise ValueError("y0 is complex, but must be real: solve for torch.view_as_real(y0), in two real parts")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"y0 is of dtype {tensor.dtype}, but must be float32 or float64")
         if not _is_dense(tensor) or tensor.numel() == 0:
@@ -120,42 +122,48 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
     return tuple(found)
 
 
-def output_times(t: Tensor, largest: float) -> list[float]:
+def output_times(t: Tensor, largest: float, *, name: str = "t") -> list[float]:
     """The entries of `t`. ValueError if they are no times to solve from one to the next, none beyond `largest`."""
-    if not (isinstance(t, Tensor) and t.dim() == 1 and t.is_floating_point() and _is_dense(t) and len(t) >= 2):
+    if not (isinstance(t, Tensor) and t.dim() == 1 and t.is_floating_point() and _is_dense(t) and len(t) >= 1):
         given = _described(t) if isinstance(t, Tensor) else f"a {type(t).__name__}"
-        raise ValueError(f"t must be a floating-point tensor of shape (times,) with two times or more, not {given}")
+        raise ValueError(f"{name} must be a floating-point tensor of shape (times,) with a time or more, not {given}")
     values = t.detach().double().tolist()
     steps = [after - before for before, after in pairwise(values)]
     if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)) or not _within(values, largest):
-        refuse("t", values, f"finite and strictly increasing or decreasing, none beyond {largest:.2g}")
+        refuse(name, values, f"finite and strictly increasing or decreasing, none beyond {largest:.2g}")
     return values
 
 
+def step_times(name: str, value: Tensor | Sequence[float] | None, largest: float) -> list[float]:
+    """The entries of `value` in order, each once. ValueError if they are no times, none beyond `largest`."""
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.tensor(list(value), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        refuse(name, value, TIMES)
+    if tensor.dim() != 1 or tensor.is_complex() or not _is_dense(tensor):
+        refuse(name, value, TIMES)
+    values = tensor.detach().double().tolist()
+    if not _within(values, largest):
+        refuse(name, values, f"finite and at most {largest:.2g}")
+    return sorted(set(values))
+
+
 def jump_times(
-    jump_t: Tensor | Sequence[float], largest: float, *, times: Sequence[float], dtypes: Sequence[torch.dtype]
+    jump_t: Tensor | Sequence[float] | None, largest: float, *, times: Sequence[float], dtypes: Sequence[torch.dtype]
 ) -> list[float]:
-    """The entries of `jump_t` in order, each once. ValueError if they are no times, none beyond `largest`.
+    """The `step_times` of `jump_t`, of which there are none if it is None.
 
     A jump that equals one of the output `times` in one of the `dtypes` is that time: 0.7 and what float32 makes of it
     are two numbers, between which the field would be asked on the wrong side of its jump.
     """
-    try:
-        tensor = jump_t if isinstance(jump_t, Tensor) else torch.tensor(list(jump_t), dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        refuse("jump_t", jump_t, JUMPS)
-    if tensor.dim() != 1 or tensor.is_complex() or not _is_dense(tensor):
-        refuse("jump_t", jump_t, JUMPS)
-    values = tensor.detach().double().tolist()
-    if not _within(values, largest):
-        refuse("jump_t", values, f"finite and at most {largest:.2g}")
+    values = [] if jump_t is None else step_times("jump_t", jump_t, largest)
     for dtype in dtypes:
         nearby = dict(zip(_rounded(times, dtype), times, strict=True))
         values = [
             value if value in times else nearby.get(rounded, value)
             for value, rounded in zip(values, _rounded(values, dtype), strict=True)
         ]
-    return sorted(set(values))
+    return values
 
 
 def refuse_transforms(tensors: Iterable[Tensor]) -> None:

@@ -5,27 +5,28 @@ from typing import Any
 
 from torch import Tensor
 
-STEP, ACCEPT, REJECT = NAMES = ("callback_step", "callback_accept_step", "callback_reject_step")
-"""Called before a step is attempted, and after it was accepted or rejected."""
-ADJOINT = "_adjoint"
-"""What the names of the backward solve's callbacks end in."""
+from .observer import Attempt, Observer
 
-Listener = Callable[[str, float, Tensor, float], None]
-"""Takes one of `NAMES`, the time at which a step starts, the flat state there, and the size of the step."""
+NAMES = {None: "callback_step", True: "callback_accept_step", False: "callback_reject_step"}
+"""By the outcome of an attempt: before it None."""
+SUFFIXES = {"forward": "", "backward": "_adjoint"}
+"""What the names end in, by the direction of the solve."""
 
 
-def listener(func: Any, suffix: str, unflatten: Callable[[Tensor], Any]) -> Listener | None:
-    """What calls the methods of `func` whose names end in `suffix`; None if it has none.
+def observer(func: Any, direction: str, unflatten: Callable[[Tensor], Any]) -> Observer | None:
+    """What calls the methods of `func` for one direction; None if it has none.
 
     They get the time and the size of the step as tensors without dimensions, and between them what `unflatten` makes of
     the state.
     """
-    methods = {name: getattr(func, name + suffix, None) for name in NAMES}
+    methods = {outcome: getattr(func, name + SUFFIXES[direction], None) for outcome, name in NAMES.items()}
     if not any(methods.values()):
         return None
 
-    def tell(name: str, t0: float, state: Tensor, dt: float) -> None:
-        if methods[name] is not None:
-            methods[name](state.new_tensor(t0), unflatten(state.clone()), state.new_tensor(dt))
+    def tell(attempt: Attempt) -> None:
+        method = methods[attempt.is_accepted]
+        if method is not None:
+            state = attempt.state
+            method(state.new_tensor(attempt.t0), unflatten(state), state.new_tensor(attempt.dt))
 
     return tell

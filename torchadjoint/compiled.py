@@ -26,8 +26,8 @@ Table = tuple[tuple[tuple[float, ...], ...], tuple[float, ...], tuple[int, ...]]
 class CompiledForwardSystem(ForwardSystem):
     """The state alone, with whole attempts."""
 
-    def __init__(self, vector_field: AutogradField, shape: torch.Size, *, keeps_last_step: bool, method: RungeKutta):
-        super().__init__(vector_field, shape, keeps_last_step=keeps_last_step)
+    def __init__(self, vector_field: AutogradField, shape: torch.Size, *, method: RungeKutta):
+        super().__init__(vector_field, shape)
         self.compiled = _compiled(_attempt_forward, method, shape, _structure(vector_field.func))
 
     def attempt(self, *of_step) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,8 +42,8 @@ class CompiledSeminormSystem(SeminormSystem):
     rejected attempt has computed it in vain.
     """
 
-    def __init__(self, vector_field: AutogradField, method: RungeKutta, shape: torch.Size, integrals: Tensor):
-        super().__init__(vector_field, method, shape, integrals)
+    def __init__(self, vector_field: AutogradField, shape: torch.Size, integrals: Tensor, method: RungeKutta):
+        super().__init__(vector_field, shape, integrals, method)
         self.first_product = torch.zeros_like(integrals)
         """The parameters' slope at the first stage."""
         func = vector_field.func
@@ -58,8 +58,8 @@ class CompiledSeminormSystem(SeminormSystem):
         """Where `func` has which of the parameters: a tied one in several places, each named once."""
         self.compiled = _compiled(_attempt_backward, method, shape, _structure(func))
 
-    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
-        super().evaluate(stage, t, is_last_step=is_last_step)
+    def evaluate(self, stage: int, t: float) -> None:
+        super().evaluate(stage, t)
         if stage == 0:
             self.first_product.zero_()
             self.field.add_parameter_product(0, 1.0, self.first_product)
@@ -80,42 +80,52 @@ class CompiledSeminormSystem(SeminormSystem):
 
 
 class CompiledSolver(Solver):
-    """A `Solver` of a system with whole attempts."""
+    """A `Solver` of a system with whole attempts, each of which evaluates the last stage too, whoever needs it."""
 
-    def _error_ratio(self, *, is_last_step: bool = False) -> Tensor:
+    attempts_last_stage = True
+    backward: tuple[RungeKutta, Sequence[Block]] | None = None
+    """For a forward solve: the method and the norm of the backward solve, if there will be one."""
+
+    def begin(self, times: Sequence[float], state: Tensor, **options) -> None:
+        """As that of `Solver`. A forward solve compiles the attempts of both directions before its first step.
+
+        Raises:
+            ValueError: if they cannot be compiled.
+        """
+        super().begin(times, state, **options)
+        if self.system.direction == "forward":
+            _prepare(self)
+
+    def _error_ratio(self) -> Tensor:
         # The step that reaches the end counts only as far as the end.
         weights = self.weights_at(self.t_end) if self.has_passed(self.t_end) else self.method.step_weights
         numbers = self.start.new_tensor([*self.stage_times, *weights, self.t1 - self.t0, self.rtol, self.atol])
         slopes, end, ratio = self.system.attempt(
-            _table(self.method), tuple(self.blocks), self.start, self.slopes[0], numbers
+            _table(self.method), self.norm.blocks, self.start, self.slopes[0], numbers
         )
         self.slopes[1:].copy_(slopes)
         self.end.copy_(end)
         return ratio
 
 
-def prepare(solver: CompiledSolver, backward_blocks: Sequence[Block] | None) -> None:
-    """Compile the attempts that a solve will make, before its first step.
-
-    Args:
-        solver: that of the forward solve, which has begun.
-        backward_blocks: the norm of the backward solve, if there will be one.
-
-    Raises:
-        ValueError: if they cannot be compiled.
-    """
+def _prepare(solver: CompiledSolver) -> None:
+    """Compile the attempts that a solve will make."""
     system, start, slope = solver.system, solver.start, solver.slopes[0]
     func = system.field.func
+
+    def numbers(method: RungeKutta) -> Tensor:
+        return start.new_full((2 * method.num_stages + 2,), solver.t0)
+
     # What comes out is not used.
-    method, table = solver.method, _table(solver.method)
-    numbers = start.new_full((2 * method.num_stages + 2,), solver.t0)
-    system.compiled.prepare(func, lambda: system.attempt(table, tuple(solver.blocks), start, slope, numbers))
-    if backward_blocks is not None:
-        size = sum(system.field.parameter_sizes) + 1
-        backward = CompiledSeminormSystem(system.field, method, system.shape, start.new_zeros(size))
+    of_step = _table(solver.method), solver.norm.blocks, start, slope, numbers(solver.method)
+    system.compiled.prepare(func, lambda: system.attempt(*of_step))
+    if solver.backward is not None:
+        method, blocks = solver.backward
+        integrals = start.new_zeros(sum(system.field.parameter_sizes) + 1)
+        backward = CompiledSeminormSystem(system.field, system.shape, integrals, method)
         zeros = torch.zeros_like(start)
-        of_step = table, tuple(backward_blocks), torch.cat([start, zeros]), torch.cat([slope, zeros]), numbers
-        backward.compiled.prepare(func, lambda: backward.attempt(*of_step))
+        of_step_back = _table(method), blocks, torch.cat([start, zeros]), torch.cat([slope, zeros]), numbers(method)
+        backward.compiled.prepare(func, lambda: backward.attempt(*of_step_back))
 
 
 class _Compiled:
@@ -227,6 +237,8 @@ def _attempt(
     for weights, t in zip(stage_weights[1:], times, strict=True):
         end = start + combined(weights)
         slopes.append(slope_at(t, end))
+    if not error_weights:
+        return torch.stack(slopes[1:]), end, torch.zeros_like(dt)
     scale = atol + rtol * torch.maximum(start.abs(), end.abs())
     return torch.stack(slopes[1:]), end, block_norm(combined(error_weights) / scale, blocks)
 

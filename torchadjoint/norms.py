@@ -4,90 +4,101 @@ The backward solve carries z (the state), a_z (its adjoint), a_theta (the parame
 last two stand in no right-hand side. They are integrals, so an error in them never feeds back; yet a norm that weighs
 them refuses steps on their behalf. Giving them weight zero makes the norm a seminorm, and that is the whole trick.
 
-Every norm here is a largest root mean square over blocks of the flat vector (z, a_z, a_theta, a_t). The norms differ in
-nothing but their blocks, so a norm *is* its list of blocks, and both solvers measure by the same list.
+Every named norm is a largest root mean square over blocks of the flat vector (z, a_z, a_theta, a_t). They differ in
+nothing but their blocks, so one *is* a function of sizes to blocks, and all solvers measure by the same blocks.
 """
 
 from collections.abc import Callable, Sequence
-from enum import Enum
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from .arguments import shown
-
 Block = tuple[int, int]
 """Where a block starts and stops in the flat vector."""
+Norm = Callable[[Tensor], Tensor]
+"""Of a flat vector, a tensor without dimensions."""
 
 
-class Adjoint(str, Enum):
-    """A way to differentiate a solve, by its name: the norm of its backward solve, or none."""
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of entries."""
 
-    DEFAULT = "default"
-    """max(RMS(z), RMS(a_z), RMS(all parameter adjoints concatenated), |a_t|): torchdiffeq 0.1, the paper's baseline."""
-    SEMINORM = "seminorm"
+    state: Sequence[int]
+    """Of each tensor of the state; each is a block of its own, as in torchdiffeq."""
+    parameters: Sequence[int]
+    """Of each parameter with a gradient, in order."""
+    solution: int
+    """Of the solution at all output times; only `as-published` looks at it."""
+
+    @property
+    def num_state(self) -> int:
+        """Of z and a_z."""
+        return 2 * sum(self.state)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of a_theta."""
+        return sum(self.parameters)
+
+    @property
+    def time(self) -> Block:
+        """Where a_t is."""
+        return (self.num_state + self.num_parameters, self.num_state + self.num_parameters + 1)
+
+
+def seminorm(sizes: Sizes) -> list[Block]:
     """max(RMS(z), RMS(a_z)): the paper's trick."""
-    PER_TENSOR = "per-tensor"
+    return consecutive_blocks([*sizes.state, *sizes.state])
+
+
+def default(sizes: Sizes) -> list[Block]:
+    """max(RMS(z), RMS(a_z), RMS(all parameter adjoints concatenated), |a_t|): torchdiffeq 0.1, the paper's baseline."""
+    parameters = [(sizes.num_state, sizes.num_state + sizes.num_parameters)] if sizes.num_parameters else []
+    return [*seminorm(sizes), *parameters, sizes.time]
+
+
+def per_tensor(sizes: Sizes) -> list[Block]:
     """As `default`, with the RMS of each parameter tensor apart: torchdiffeq 0.2's default, the strictest of all."""
-    DISCRETE = "discrete"
-    """No norm, as there is no backward solve: the exact gradient of the steps that the forward solve took."""
-    AS_PUBLISHED = "as-published"
-    """What the released acrobot code computes: two blocks of the size of the solution at all its output times, not of
-    the state at one. They hold z, a_z and as many parameter adjoints as still fit, which dilute the state."""
+    return [*consecutive_blocks([*sizes.state, *sizes.state, *sizes.parameters]), sizes.time]
 
-    @classmethod
-    def parse(cls, norm: "bool | str | Adjoint") -> "Adjoint":
-        """The norm meant by `norm`: False is `default`, True is `seminorm`, else a name.
 
-        Raises:
-            ValueError: for anything else.
-        """
-        if isinstance(norm, bool):
-            return cls.SEMINORM if norm else cls.DEFAULT
-        try:
-            return cls(norm)
-        except ValueError:
-            names = ", ".join(repr(member.value) for member in cls)
-            raise ValueError(
-                f"unknown norm {shown(norm)}: use one of {names}, or False for 'default' and True for 'seminorm'"
-            ) from None
+def as_published(sizes: Sizes) -> list[Block]:
+    """What the released acrobot code computes: two blocks of the size of the solution at all its output times.
+
+    They hold z, a_z and as many parameter adjoints as still fit, which dilute the state.
+
+    Raises:
+        ValueError: if they do not lie inside the flat vector.
+    """
+    available = sizes.num_state + sizes.num_parameters
+    if 2 * sizes.solution > available:
+        raise ValueError(
+            f"the norm 'as-published' weighs two blocks of {sizes.solution} entries, but the backward solve has only "
+            f"{available}: take a smaller batch, fewer output times, or another norm"
+        )
+    return [(0, sizes.solution), (sizes.solution, 2 * sizes.solution)]
+
+
+NORMS = {"default": default, "seminorm": seminorm, "per-tensor": per_tensor, "as-published": as_published}
+"""By the names that `Backsolve` takes."""
+
+
+@dataclass(frozen=True)
+class BlockNorm:
+    """The largest root mean square over blocks of a flat vector."""
+
+    blocks: tuple[Block, ...]
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """A tensor without dimensions."""
+        return block_norm(flat, self.blocks)
 
 
 def consecutive_blocks(sizes: Sequence[int]) -> list[Block]:
     """A block for each size, one behind the other; with the sizes of a state's tensors, the norm of a forward solve."""
     return list(pairwise(accumulate(sizes, initial=0)))
-
-
-def norm_blocks(
-    norm: Adjoint, *, state_sizes: Sequence[int], parameter_sizes: Sequence[int], solution_size: int
-) -> list[Block]:
-    """The blocks of `norm` in the flat vector (z, a_z, a_theta, a_t).
-
-    Args:
-        norm: which norm.
-        state_sizes: number of entries of each tensor of the state; each is a block of its own, as in torchdiffeq.
-        parameter_sizes: number of entries of each parameter with a gradient, in order.
-        solution_size: number of entries of the solution at all output times; only `as-published` looks at it.
-
-    Raises:
-        ValueError: if `as-published` is asked for and its two blocks do not lie inside the flat vector.
-    """
-    state = consecutive_blocks([*state_sizes, *state_sizes])
-    num_state, num_parameters = 2 * sum(state_sizes), sum(parameter_sizes)
-    time = (num_state + num_parameters, num_state + num_parameters + 1)
-    if norm is Adjoint.SEMINORM:
-        return state
-    if norm is Adjoint.PER_TENSOR:
-        return [*consecutive_blocks([*state_sizes, *state_sizes, *parameter_sizes]), time]
-    if norm is Adjoint.DEFAULT:
-        return [*state, (num_state, num_state + num_parameters), time] if num_parameters else [*state, time]
-    if 2 * solution_size > num_state + num_parameters:
-        raise ValueError(
-            f"the norm 'as-published' weighs two blocks of {solution_size} entries, but the backward solve has only "
-            f"{num_state + num_parameters}: take a smaller batch, fewer output times, or another norm"
-        )
-    return [(0, solution_size), (solution_size, 2 * solution_size)]
 
 
 def rms_norm(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""What the solver integrates in the two passes of a solve: `passes` chooses among these and those of `compiled`."""
+"""What the solver integrates in the two directions of a solve: the adjoints choose among these and `compiled`'s."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,16 +12,15 @@ from .replay import Replay
 
 
 class ForwardSystem:
-    """The state alone.
+    """The state alone."""
 
-    With `keeps_last_step` the field is linearised where a step reaches the end, for the backward pass to begin there.
-    """
+    direction = "forward"
 
-    def __init__(self, vector_field: Field, shape: torch.Size, *, keeps_last_step: bool):
+    def __init__(self, vector_field: Field, shape: torch.Size):
         self.field = vector_field
-        self.keeps_last_step = keeps_last_step
         self.shape = shape
         self.size = self.num_coupled = shape.numel()
+        self.parts = {"y": (0, self.size)}
         self.is_static = vector_field.is_static
         self.enter = vector_field.enter
 
@@ -29,27 +29,30 @@ class ForwardSystem:
             (state.view(self.shape), slope.view(self.shape)) for state, slope in zip(states, slopes, strict=True)
         ]
 
-    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
-        if self.keeps_last_step and is_last_step:
-            self.field.linearise(stage, t, *self.buffers[stage])
-        else:
-            self.field.evaluate(t, *self.buffers[stage])
+    def evaluate(self, stage: int, t: float) -> None:
+        self.field.evaluate(t, *self.buffers[stage])
 
     def reuse_stage(self, stage: int) -> None:
         """An evaluation leaves nothing behind but the slope."""
 
 
 class AdjointSystem:
-    """The state and its adjoint (z, a_z), and with `carries_integrals` (a_theta, a_t) behind them."""
+    """The state and its adjoint (z, a_z), and behind them, so that a norm can weigh them, (a_theta, a_t)."""
 
-    keeps_last_step = False
+    direction = "backward"
+    carries_integrals = True
 
-    def __init__(self, vector_field: Field, shape: torch.Size, *, carries_integrals: bool):
+    def __init__(self, vector_field: Field, shape: torch.Size, integrals: Tensor):
         self.field = vector_field
         self.shape = shape
-        self.carries_integrals = carries_integrals
+        self.integrals = integrals
+        """(a_theta, a_t) at the end of the last segment, flat."""
         self.num_coupled = 2 * shape.numel()
-        self.size = self.num_coupled + carries_integrals * (sum(vector_field.parameter_sizes) + 1)
+        ends = [0, shape.numel(), self.num_coupled]
+        if self.carries_integrals:
+            ends += [self.num_coupled + integrals.numel() - 1, self.num_coupled + integrals.numel()]
+        self.parts = dict(zip(("z", "a_z", "a_theta", "a_t"), pairwise(ends), strict=False))
+        self.size = ends[-1]
         self.is_static = vector_field.is_static
         self.enter = vector_field.enter
 
@@ -66,7 +69,7 @@ class AdjointSystem:
             for state, slope in zip(states, slopes, strict=True)
         ]
 
-    def evaluate(self, stage: int, t: float, *, is_last_step: bool) -> None:
+    def evaluate(self, stage: int, t: float) -> None:
         z, adjoint, z_slope, adjoint_slope, integral_slopes = self.buffers[stage]
         self.field.linearise(stage, t, z, z_slope)
         self.field.pullback(stage, adjoint, adjoint_slope)
@@ -78,20 +81,23 @@ class AdjointSystem:
     def reuse_stage(self, stage: int) -> None:
         self.field.reuse_slot(stage)
 
+    def add_step(self, dt: float, weights: Sequence[float]) -> None:
+        """Account for an accepted step of size `dt`, given the weights of its stages."""
+
 
 class SeminormSystem(AdjointSystem):
-    """(z, a_z); what belongs to parameters and time is summed over the accepted steps into `integrals`."""
+    """(z, a_z); what belongs to parameters and time is summed over the accepted steps."""
 
-    def __init__(self, vector_field: Field, method: RungeKutta, shape: torch.Size, integrals: Tensor):
-        super().__init__(vector_field, shape, carries_integrals=False)
+    carries_integrals = False
+
+    def __init__(self, vector_field: Field, shape: torch.Size, integrals: Tensor, method: RungeKutta):
+        super().__init__(vector_field, shape, integrals)
         self.method = method
-        self.integrals = integrals
         self.rate = torch.zeros_like(integrals)
         """The weighted mean of the parameters' slopes in a step."""
         self._whole_steps = Replay(device=integrals.device, is_static=vector_field.is_static)
 
     def add_step(self, dt: float, weights: Sequence[float]) -> None:
-        """Add the integral over the last step, of size `dt`, given the weights of its stages."""
         if weights is self.method.step_weights:
             self._whole_steps(lambda: self._average(weights))
         else:

@@ -1,4 +1,4 @@
-"""An embedded Runge-Kutta method as a table of numbers, and the step-size rules, in plain floats. Solvers use it.
+"""A Runge-Kutta method as a table of numbers, and the step-size rules, in plain floats. Solvers use it.
 
 Step-size control and first step: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section II.4,
 with torchdiffeq's constants, so that the steps can be compared one by one.
@@ -17,8 +17,9 @@ CONSISTENCY = 1e-6
 class RungeKutta:
     """A method that steps from y0 to y1 = y0 + dt sum_i b_i k_i, where k_i = f(t0 + c_i dt, y0 + dt sum_j a_ij k_j).
 
-    It must be FSAL (first same as last): its last stage is evaluated at t1 and y1, and is the next step's first. A
-    method that is not becomes so with its step as one more row.
+    Its last stage is f(t1, y1), the first of the next step: the row of the step, b, is the last row of a. A method is
+    FSAL (first same as last) if its error estimate uses that stage. For any other it is one more row of the table, and
+    is evaluated only where the next step or the dense output needs it.
 
     Raises:
         ValueError: if the table is none of such a method.
@@ -31,19 +32,22 @@ class RungeKutta:
     """c, one for each stage: from 0 to 1."""
     stage_weights: tuple[tuple[float, ...], ...]
     """a: row i has the weights of the i stages before stage i. The last row is the step itself."""
-    error_weights: tuple[float, ...]
-    """The estimated error of the step is dt sum_i e_i k_i."""
-    midpoint_weights: tuple[float, ...]
-    """y(t0 + dt/2) = y0 + dt sum_i m_i k_i."""
+    error_weights: tuple[float, ...] = ()
+    """The estimated error of the step is dt sum_i e_i k_i. A method without any takes fixed steps."""
+    midpoint_weights: tuple[float, ...] = ()
+    """y(t0 + dt/2) = y0 + dt sum_i m_i k_i; by default that of the cubic through both ends and their slopes."""
 
     def __post_init__(self):
         number = len(self.nodes)
         if [len(row) for row in self.stage_weights] != list(range(number)):
             self._refuse(f"its rows of stage weights must have 0, 1, ..., {number - 1} entries, one row for each node")
-        if not len(self.error_weights) == len(self.midpoint_weights) == number:
-            self._refuse(f"it must have {number} error weights and midpoint weights, as it has nodes")
         if self.order < 1 or number < 2 or (self.nodes[0], self.nodes[-1]) != (0.0, 1.0):
-            self._refuse("its order must be at least 1, its nodes two or more, the first 0 and the last 1 (FSAL)")
+            self._refuse("its order must be at least 1, its nodes two or more, the first 0 and the last 1")
+        if not self.midpoint_weights:
+            first, *others = (weight / 2 for weight in self.stage_weights[-1])
+            object.__setattr__(self, "midpoint_weights", (first + 1 / 8, *others, -1 / 8))
+        if len(self.midpoint_weights) != number or len(self.error_weights) not in (0, number):
+            self._refuse(f"it must have {number} error weights and midpoint weights, as it has nodes")
         sums = [
             *zip(self.stage_weights, self.nodes, strict=True),
             (self.error_weights, 0.0),
@@ -60,6 +64,16 @@ class RungeKutta:
     def num_stages(self) -> int:
         """How many stages a step has, the next step's first among them."""
         return len(self.nodes)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether it estimates the error of its steps, by which their size is chosen."""
+        return bool(self.error_weights)
+
+    @property
+    def is_fsal(self) -> bool:
+        """Whether an attempt needs the stage that is the next step's first, for its error estimate."""
+        return self.is_adaptive and self.error_weights[-1] != 0
 
     @functools.cached_property
     def step_weights(self) -> tuple[float, ...]:
@@ -94,18 +108,27 @@ class RungeKutta:
         weights[-1] += last
         return tuple(weights)
 
-    def next_step_size(self, dt: float, error_ratio: float) -> float:
+    def next_step_size(
+        self,
+        dt: float,
+        error_ratio: float,
+        *,
+        safety: float = SAFETY,
+        ifactor: float = LARGEST_GROWTH,
+        dfactor: float = LARGEST_SHRINKAGE,
+    ) -> float:
         """The size to try after a step of size `dt` whose error was `error_ratio` times the tolerance.
 
-        A ratio that is not finite (the trial left the numbers that the dtype can hold) shrinks the step as far as
+        It is `dt` times at most `ifactor` and at least `dfactor`, and no smaller than `dt` after an accepted step. A
+        ratio that is not finite (the trial left the numbers that the dtype can hold) shrinks the step as far as
         allowed.
         """
         if error_ratio == 0:
-            return dt * LARGEST_GROWTH
+            return dt * ifactor
         if not error_ratio < float("inf"):
-            return dt * LARGEST_SHRINKAGE
-        smallest = 1.0 if error_ratio < 1 else LARGEST_SHRINKAGE
-        return dt * min(LARGEST_GROWTH, max(SAFETY / error_ratio ** (1 / self.order), smallest))
+            return dt * dfactor
+        smallest = 1.0 if error_ratio < 1 else dfactor
+        return dt * min(ifactor, max(safety / error_ratio ** (1 / self.order), smallest))
 
     def first_step_size(self, trial: float, slope_norm: float, change_norm: float) -> float:
         """Size of the first step, from an Euler step's and the norm of the change of f along it, over the tolerance."""

@@ -1,0 +1,38 @@
+"""Ways to differentiate a solve, by name: to add one, write its file and list it here."""
+
+from typing import Any
+
+from ..arguments import refuse
+from .adjoint import Adjoint, Differentiation, Gradients, forward_solver, make_field
+from .backsolve import Backsolve
+from .discrete import Discrete
+
+ADJOINTS: dict[str, Adjoint] = {
+    "default": Backsolve("default"),
+    "seminorm": Backsolve("seminorm"),
+    "per-tensor": Backsolve("per-tensor"),
+    "discrete": Discrete(),
+    "as-published": Backsolve("as-published"),
+}
+"""By name; `norms` describes those that are norms."""
+
+__all__ = [
+    "ADJOINTS",
+    "Adjoint",
+    "Backsolve",
+    "Differentiation",
+    "Discrete",
+    "Gradients",
+    "find_adjoint",
+    "forward_solver",
+    "make_field",
+]
+
+
+def find_adjoint(adjoint: Any) -> Adjoint:
+    """The way of this name, or the way itself. ValueError if there is none such."""
+    if hasattr(adjoint, "differentiate"):
+        return adjoint
+    if not (isinstance(adjoint, str) and adjoint in ADJOINTS):
+        refuse("adjoint", adjoint, f"one of {', '.join(map(repr, ADJOINTS))}, or an Adjoint such as Backsolve(norm)")
+    return ADJOINTS[adjoint]

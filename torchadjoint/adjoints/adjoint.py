@@ -1,0 +1,106 @@
+"""What a way to differentiate a solve is: the doors of the library know no more of it than this."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..compiled import CompiledForwardSystem, CompiledSolver
+from ..field import AutogradField, Field
+from ..norms import BlockNorm, Norm, consecutive_blocks
+from ..problem import Problem
+from ..solver import Solver
+from ..statistics import SolveStatistics
+from ..systems import ForwardSystem
+
+
+class Gradients(NamedTuple):
+    """Of a loss."""
+
+    y0: Tensor
+    """In the shape of the problem's y0."""
+    parameters: Tensor
+    """Of all parameters of the field, one behind the other (parameters,)."""
+    t: Tensor | None
+    """Of the output times (times,); None if they need none."""
+
+
+class Differentiation(Protocol):
+    """One solve and its gradient."""
+
+    field: Field
+    """What is solved; `make_field` makes one of the problem."""
+
+    def begin(self) -> Solver:
+        """The solver of the forward solve, whose steps are about to be taken; `forward_solver` makes one."""
+
+    def end(self, solver: Solver) -> None:
+        """The forward solve is over: keep of its solver what the gradient needs."""
+
+    def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
+        """The gradients, given the solution (times, *shape) and the loss's gradient of it. May be called again."""
+
+
+class Adjoint(Protocol):
+    """A way to differentiate a solve: what `solve` takes for its argument `adjoint`."""
+
+    name: str
+    """What messages call it."""
+
+    def differentiate(self, problem: Problem, statistics: SolveStatistics) -> Differentiation:
+        """What differentiates one solve of `problem`, and counts in `statistics.backward` what it does for that.
+
+        Raises:
+            ValueError: if it cannot differentiate this problem.
+        """
+
+
+def make_field(problem: Problem, *, time_gradient: bool) -> Field:
+    """The vector field of a problem: its module's own `fused_field` if that will do, else one through autograd.
+
+    Args:
+        problem: what is solved.
+        time_gradient: whether the products with the parameters must have one more entry, that with df/dt. A fused field
+            has none, as it is taken where t needs no gradient.
+    """
+    may_be_fused = problem.are_all_parameters and not problem.compile and not problem.t.requires_grad
+    if may_be_fused and hasattr(problem.func, "fused_field"):
+        return problem.func.fused_field(problem.y0)
+    return AutogradField(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
+
+
+def state_norm(problem: Problem) -> Norm:
+    """How the forward solve measures an error."""
+    norm = problem.forward.norm
+    if norm is None:
+        return BlockNorm(tuple(consecutive_blocks(problem.sizes)))
+    return lambda flat: torch.as_tensor(norm(problem.split(flat)), dtype=flat.dtype, device=flat.device).abs()
+
+
+def forward_solver(
+    problem: Problem,
+    statistics: SolveStatistics,
+    system: ForwardSystem,
+    *,
+    kind: type[Solver] = Solver,
+) -> Solver:
+    """A solver of the forward solve of `problem`, of the class `kind`, for a system that has its state."""
+    return kind(
+        system,
+        problem.forward,
+        state_norm(problem),
+        jumps=problem.jumps,
+        like=problem.y0,
+        statistics=statistics.forward,
+        make_grid=problem.make_grid(problem.forward),
+        observer=problem.observer("forward", problem.split),
+    )
+
+
+def plain_solver(problem: Problem, statistics: SolveStatistics, field: Field) -> Solver:
+    """A solver of the forward solve that leaves nothing for the gradient."""
+    shape = problem.y0.shape
+    if problem.compile:
+        system = CompiledForwardSystem(field, shape, method=problem.forward.method)
+        return forward_solver(problem, statistics, system, kind=CompiledSolver)
+    return forward_solver(problem, statistics, ForwardSystem(field, shape))

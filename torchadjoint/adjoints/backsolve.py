@@ -1,0 +1,167 @@
+"""The continuous adjoints: a solve backwards in time, by any norm of its error.
+
+The seminorm takes the paper at its word: the adjoint of the parameters is an integral, so it does not ride in the
+solver's state. It is summed up by the quadrature that belongs to each accepted step, and a rejected step never computes
+it. Any other norm weighs it, so it rides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from ..compiled import CompiledSeminormSystem, CompiledSolver
+from ..norms import NORMS, BlockNorm, Norm, Sizes
+from ..problem import Problem
+from ..solver import Solver
+from ..statistics import SolveStatistics
+from ..systems import AdjointSystem, SeminormSystem
+from .adjoint import Gradients, make_field, plain_solver, state_norm
+
+SEMINORM = "seminorm"
+WEIGH_TIME = ("default", "per-tensor")
+"""As in torchdiffeq, these weigh the adjoint of t whether or not t needs a gradient; so does a norm of one's own."""
+
+
+@dataclass(frozen=True)
+class Backsolve:
+    """The gradient by a solve backwards in time, whose error is measured by a norm.
+
+    Raises:
+        ValueError: if a field is not as described.
+    """
+
+    norm: str | Callable[[tuple[Tensor, ...]], Tensor] = SEMINORM
+    """One of `NORMS` by its name. Or a function as torchdiffeq takes it: of the tuple (a_t, z, a_z, the adjoint of each
+    parameter ...), with z and a_z spread out where the state is a tuple, each divided by its tolerance, to a tensor
+    without dimensions: steps of up to 1 are accepted."""
+    warm_start: bool = False
+    """Whether it starts with the forward solve's last step size, carries its own from one output time to the next and
+    stops at each of them, where otherwise it guesses anew and interpolates."""
+
+    def __post_init__(self):
+        if not callable(self.norm) and not (isinstance(self.norm, str) and self.norm in NORMS):
+            names = ", ".join(map(repr, NORMS))
+            arguments.refuse(
+                "norm", self.norm, f"one of {names}, or a function of (a_t, z, a_z, parameter adjoints ...)"
+            )
+        arguments.flag("warm_start", self.warm_start)
+
+    @property
+    def name(self) -> str:
+        """That of the norm."""
+        return self.norm if isinstance(self.norm, str) else getattr(self.norm, "__name__", "a norm of one's own")
+
+    def differentiate(self, problem: Problem, statistics: SolveStatistics) -> "_Backsolve":
+        return _Backsolve(self, problem, statistics)
+
+
+class _Backsolve:
+    def __init__(self, adjoint: Backsolve, problem: Problem, statistics: SolveStatistics):
+        if problem.compile and adjoint.norm != SEMINORM:
+            raise ValueError("compile=True needs adjoint='seminorm'")
+        for name in ("rtol", "atol"):
+            if isinstance(getattr(problem.backward, name), Tensor):
+                raise ValueError(
+                    f"{name} is a tensor, which the backward solve cannot use: give a number adjoint_{name}"
+                )
+        self.problem, self.statistics = problem, statistics
+        self.warm_start = adjoint.warm_start
+        self.by_quadrature = adjoint.norm == SEMINORM
+        weighs_time = callable(adjoint.norm) or adjoint.norm in WEIGH_TIME
+        self.field = make_field(problem, time_gradient=problem.t.requires_grad or weighs_time)
+        self.norm = self._norm(adjoint.norm)
+        self.last_step: float | None = None
+
+    def _norm(self, norm: str | Callable) -> Norm:
+        problem = self.problem
+        sizes = Sizes(problem.sizes, self.field.parameter_sizes, len(problem.times) * problem.y0.numel())
+        if callable(norm):
+            return lambda flat: torch.as_tensor(norm(self._as_torchdiffeq(flat)), dtype=flat.dtype).abs()
+        blocks = NORMS[norm](sizes)
+        if problem.forward.norm is None or norm == "as-published":
+            return BlockNorm(tuple(blocks))
+        # What measures the state measures its adjoint too, as in torchdiffeq.
+        of_state, half = state_norm(problem), sizes.num_state // 2
+        rest = BlockNorm(tuple(block for block in blocks if block[0] >= sizes.num_state))
+
+        def mixed(flat: Tensor) -> Tensor:
+            parts = [of_state(flat[:half]), of_state(flat[half : 2 * half])]
+            return torch.stack([*parts, rest(flat)] if rest.blocks else parts).amax()
+
+        return mixed
+
+    def _as_torchdiffeq(self, flat: Tensor) -> tuple[Tensor, ...]:
+        problem, half = self.problem, self.problem.y0.numel()
+        states = [problem.split(flat[start : start + half]) for start in (0, half)]
+        states = [tensor for state in states for tensor in (state if problem.is_tuple else (state,))]
+        return flat[-1], *states, *self.field.unflatten(flat[2 * half : -1])
+
+    def begin(self) -> Solver:
+        solver = plain_solver(self.problem, self.statistics, self.field)
+        if self.problem.compile:
+            solver.backward = (self.problem.backward.method, self.norm.blocks)
+        return solver
+
+    def end(self, solver: Solver) -> None:
+        self.last_step = solver.next_step
+
+    def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
+        problem, field, statistics = self.problem, self.field, self.statistics.backward
+        times, shape = problem.times, problem.y0.shape
+        half, num_parameters = problem.y0.numel(), sum(field.parameter_sizes)
+        system = self._system(integrals := solution.new_zeros(num_parameters + 1))
+        solver = self._solver(system)
+        solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
+        adjoint = solution_gradient[-1]
+        time_gradient = solution.new_zeros(len(times)) if problem.t.requires_grad else None
+        first_step = self.last_step if self.warm_start else problem.backward.first_step
+        for index in range(len(times) - 1, 0, -1):
+            if time_gradient is not None:
+                slope = torch.empty_like(adjoint)
+                field.evaluate(times[index], solution[index].view(shape), slope.view(shape))
+                statistics.evaluation_times.append(times[index])
+                time_gradient[index] = slope.dot(solution_gradient[index])
+                integrals[-1] -= time_gradient[index]
+            carried = [integrals] if system.carries_integrals else []
+            end = times[index - 1]
+            solver.begin((times[index], end), torch.cat([solution[index], adjoint, *carried]), first_step=first_step)
+            while not solver.has_passed(end):
+                solver.advance()
+                is_last = solver.has_passed(end)
+                system.add_step(
+                    solver.t1 - solver.t0, solver.weights_at(end) if is_last else problem.backward.method.step_weights
+                )
+            state = solver.interpolate(end)
+            if system.carries_integrals:
+                integrals.copy_(state[2 * half :])
+            adjoint = state[half : 2 * half].add_(solution_gradient[index - 1])
+            if self.warm_start:
+                first_step = solver.next_step
+        if time_gradient is not None:
+            time_gradient[0] = integrals[-1]
+        return Gradients(adjoint.view(shape), integrals[:num_parameters], time_gradient)
+
+    def _system(self, integrals: Tensor) -> AdjointSystem:
+        field, shape, method = self.field, self.problem.y0.shape, self.problem.backward.method
+        if not self.by_quadrature:
+            return AdjointSystem(field, shape, integrals)
+        kind = CompiledSeminormSystem if self.problem.compile else SeminormSystem
+        return kind(field, shape, integrals, method)
+
+    def _solver(self, system: AdjointSystem) -> Solver:
+        problem = self.problem
+        kind = CompiledSolver if problem.compile else Solver
+        return kind(
+            system,
+            problem.backward,
+            self.norm,
+            jumps=problem.jumps,
+            like=problem.y0,
+            statistics=self.statistics.backward,
+            exact_end=self.warm_start,
+            make_grid=problem.make_grid(problem.backward),
+            observer=problem.observer("backward", problem.split_both),
+        )

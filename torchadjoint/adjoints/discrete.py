@@ -1,0 +1,255 @@
+"""The exact gradient of the steps that a solve took, from their records: no solve backwards in time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from ..field import Field
+from ..problem import Problem
+from ..solver import Solver
+from ..statistics import SolveStatistics
+from ..systems import ForwardSystem
+from .adjoint import Gradients, forward_solver, make_field
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """The gradient of the steps that the forward solve took, with their sizes taken as given.
+
+    That of the output times is the flow's: an output moves with the field there.
+
+    Raises:
+        ValueError: if a field is not as described.
+    """
+
+    checkpoint_interval: int = 1
+    """How many steps from one stored state to the next; those between are solved again."""
+    name = "discrete"
+
+    def __post_init__(self):
+        arguments.whole_number("checkpoint_interval", self.checkpoint_interval)
+
+    def differentiate(self, problem: Problem, statistics: SolveStatistics) -> "_Discrete":
+        return _Discrete(problem, statistics, self.checkpoint_interval)
+
+
+@dataclass
+class _Step:
+    """An accepted step, as far as its reversal needs it."""
+
+    t0: float
+    t1: float
+    stage_times: list[float]
+    """Where its slopes were evaluated: the first at t0, or on one side of it."""
+    start: Tensor | None
+    """The state at t0, flat; None between checkpoints, where it is solved for again."""
+    outputs: dict[int, Sequence[float]] = field(default_factory=dict)
+    """The dense output's weights of each output time in this step, by its index."""
+    is_linearised: bool = False
+    """Whether the field's slots hold the stages after the first: true of the last step, right after the solve."""
+
+
+class _RecordingSystem(ForwardSystem):
+    """The state alone. While it `linearises`, the stages stay in the field's slots."""
+
+    linearises = False
+
+    def evaluate(self, stage: int, t: float) -> None:
+        if self.linearises:
+            self.field.linearise(stage, t, *self.buffers[stage])
+        else:
+            super().evaluate(stage, t)
+
+
+class _RecordingSolver(Solver):
+    """Keeps a record of its steps and outputs. The stages of the last step stay linearised, as its reversal is next."""
+
+    checkpoint_interval: int
+
+    def begin(self, times: Sequence[float], state: Tensor, **options) -> None:
+        self.record: list[_Step] = []
+        self.num_outputs = 1
+        super().begin(times, state, **options)
+
+    def advance(self) -> None:
+        super().advance()
+        is_kept = len(self.record) % self.checkpoint_interval == 0
+        times = [self.first_stage_time, *self.stage_times]
+        self.record.append(_Step(self.t0, self.t1, times, self.start.clone() if is_kept else None))
+
+    def interpolate(self, t: float) -> Tensor:
+        state = super().interpolate(t)
+        self.record[-1].outputs[self.num_outputs] = self.weights_at(t)
+        self.num_outputs += 1
+        return state
+
+    def _run_attempt(self) -> Tensor | None:
+        # A replay would leave nothing in the slots.
+        self.system.linearises = self.has_passed(self.t_end)
+        return self._error_ratio() if self.system.linearises else super()._run_attempt()
+
+
+class _Discrete:
+    def __init__(self, problem: Problem, statistics: SolveStatistics, checkpoint_interval: int):
+        if problem.compile:
+            raise ValueError("compile=True needs adjoint='seminorm'")
+        self.problem, self.statistics = problem, statistics
+        self.checkpoint_interval = checkpoint_interval
+        self.field = make_field(problem, time_gradient=False)
+        self.record: list[_Step] = []
+
+    def begin(self) -> Solver:
+        system = _RecordingSystem(self.field, self.problem.y0.shape)
+        solver = forward_solver(self.problem, self.statistics, system, kind=_RecordingSolver)
+        solver.checkpoint_interval = self.checkpoint_interval
+        return solver
+
+    def end(self, solver: Solver) -> None:
+        self.record = solver.record
+        self.record[-1].is_linearised = True
+
+    def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
+        flat = solution_gradient.reshape(len(solution_gradient), -1)
+        gradient = flat.new_zeros(sum(self.field.parameter_sizes))
+        adjoint = self._reverse(flat, gradient)
+        times = self._time_gradient(solution, flat, adjoint) if self.problem.t.requires_grad else None
+        return Gradients((adjoint + flat[0]).view(self.problem.y0.shape), gradient, times)
+
+    def _time_gradient(self, solution: Tensor, solution_gradient: Tensor, adjoint: Tensor) -> Tensor:
+        """How the loss changes if an output time moves, or with the first the start, where the adjoint is `adjoint`."""
+        times = self.problem.times
+        slopes = torch.empty_like(solution)
+        for time, state, slope in zip(times, solution, slopes, strict=True):
+            self.field.evaluate(time, state, slope)
+        self.statistics.backward.evaluation_times.extend(times)
+        moved = solution_gradient.clone()
+        moved[0] = -adjoint
+        return (slopes.reshape(len(times), -1) * moved).sum(dim=1)
+
+    def _reverse(self, solution_gradient: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the state at the start (flat), its own output apart; adds to that of the parameters.
+
+        Memory: the states kept in the record, those of one `checkpoint_interval`, and the linearised stages of one
+        step: at first the last, as the forward solve leaves it.
+        """
+        stages = _Stages(self.field, self.problem, self.statistics)
+        record, interval, last = self.record, self.checkpoint_interval, stages.method.num_stages - 1
+        end_gradient = torch.zeros_like(solution_gradient[0])
+        for first in reversed(range(0, len(record), interval)):
+            steps = record[first : first + interval]
+            # The steps before it take the slots.
+            steps[-1].is_linearised &= len(steps) == 1
+            starts = [steps[0].start]
+            for step in steps[:-1]:
+                self.field.enter(step.t0, step.t1)
+                for stage in range(last):
+                    stages.linearise(step, starts[-1], stage)
+                starts.append(stages.state(step, starts[-1], last))
+            for index in reversed(range(len(steps))):
+                number = first + index
+                end_gradient = _reverse_step(
+                    stages,
+                    steps[index],
+                    starts[index],
+                    end_gradient,
+                    solution_gradient,
+                    gradient,
+                    before=record[number - 1] if number > 0 else None,
+                    after=record[number + 1] if number + 1 < len(record) else None,
+                )
+        return end_gradient
+
+
+class _Stages:
+    """The stages of one step at a time, linearised."""
+
+    def __init__(self, vector_field: Field, problem: Problem, statistics: SolveStatistics):
+        self.field, self.method = vector_field, problem.forward.method
+        self.shape = problem.y0.shape
+        self.statistics = statistics.backward
+        self.slopes = problem.y0.new_empty(self.method.num_stages, problem.y0.numel())
+        self.tableau = self.slopes.new_tensor(self.method.stage_matrix)
+
+    def state(self, step: _Step, start: Tensor, stage: int) -> Tensor:
+        """The state at a stage, or for the last stage at the end of the step, from the slopes before it."""
+        if stage == 0:
+            return start
+        weights = self.tableau[stage, :stage] * (step.t1 - step.t0)
+        return torch.addmv(start, self.slopes[:stage].T, weights)
+
+    def share_a_slope(self, step: _Step | None, after: _Step | None) -> bool:
+        """Whether the last slope of `step` served as the first of `after`, the step after it: not at a jump."""
+        if step is None or after is None:
+            return False
+        return after.stage_times[0] == step.stage_times[-1]
+
+    def linearise(self, step: _Step, start: Tensor, stage: int) -> None:
+        if step.is_linearised and stage > 0:
+            return
+        time = step.stage_times[stage]
+        self.statistics.evaluation_times.append(time)
+        state = self.state(step, start, stage).view(self.shape)
+        self.field.linearise(stage, time, state, self.slopes[stage].view(self.shape))
+
+    def pullback(self, stage: int, cotangent: Tensor, gradient: Tensor) -> Tensor:
+        """cotangent^T df/dy (flat) at a stage; adds the product with the parameters to `gradient`."""
+        product = torch.empty_like(cotangent)
+        self.field.pullback(stage, cotangent.view(self.shape), product.view(self.shape))
+        self.field.add_parameter_product(stage, 1.0, gradient)
+        return product
+
+
+def _reverse_step(
+    stages: _Stages,
+    step: _Step,
+    start: Tensor,
+    end_gradient: Tensor,
+    solution_gradient: Tensor,
+    gradient: Tensor,
+    *,
+    before: _Step | None,
+    after: _Step | None,
+) -> Tensor:
+    """The gradient of the state at the start of a step (flat), from that at its end; adds to that of the parameters.
+
+    Where a step's last slope is the first of the next, the next step pulls both back at once.
+    """
+    dt, last = step.t1 - step.t0, stages.method.num_stages - 1
+    stages.field.enter(step.t0, step.t1)
+    for stage in range(last):
+        stages.linearise(step, start, stage)
+    if not stages.share_a_slope(step, after):
+        last_slope_gradient = _last_slope_gradient(step, solution_gradient)
+        if last_slope_gradient is not None:
+            stages.linearise(step, start, last)
+            end_gradient = end_gradient + stages.pullback(last, last_slope_gradient, gradient)
+
+    # The tableau's last row is the step: weights that are already on the device.
+    slope_gradients = torch.outer(stages.tableau[-1] * dt, end_gradient)
+    start_gradient = end_gradient.clone()
+    for index, weights in step.outputs.items():
+        start_gradient += solution_gradient[index]
+        slope_gradients.addr_(end_gradient.new_tensor(weights) * dt, solution_gradient[index])
+    if stages.share_a_slope(before, step):
+        last_slope_gradient = _last_slope_gradient(before, solution_gradient)
+        if last_slope_gradient is not None:
+            slope_gradients[0] += last_slope_gradient
+
+    for stage in reversed(range(last)):
+        product = stages.pullback(stage, slope_gradients[stage], gradient)
+        start_gradient += product
+        if stage > 0:
+            slope_gradients[:stage].addr_(stages.tableau[stage, :stage] * dt, product)
+    # Should the gradient be asked for again, other steps will have taken the slots.
+    step.is_linearised = False
+    return start_gradient
+
+
+def _last_slope_gradient(step: _Step, solution_gradient: Tensor) -> Tensor | None:
+    """The gradient of a step's last slope, which only the dense output uses; None where it does not."""
+    dt = step.t1 - step.t0
+    terms = [dt * weights[-1] * solution_gradient[index] for index, weights in step.outputs.items() if weights[-1]]
+    return sum(terms) if terms else None

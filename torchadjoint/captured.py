@@ -1,0 +1,72 @@
+"""The tensors that a plain function reads and that require a gradient: `odeint` differentiates with respect to them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .problem import State
+
+
+class _Checked(nn.Module):
+    """`func`, whose graphs must end in `known` tensors and what it was called with."""
+
+    def __init__(self, func: Callable[..., Any], known: tuple[Tensor, ...]):
+        super().__init__()
+        self.func = func
+        self.known = known
+
+    def forward(self, t: Tensor, y: State) -> State:
+        derivative = self.func(t, y)
+        if torch.is_grad_enabled():
+            allowed = {id(tensor) for tensor in (*self.known, *_leaves([t, *_tensors(y)]))}
+            if not all(id(leaf) in allowed for leaf in _leaves(_tensors(derivative))):
+                raise ValueError(
+                    "func reads a tensor that requires a gradient and that it did not read at the first time: name all "
+                    "such tensors, by an nn.Module or in solve(..., adjoint_params=(...))"
+                )
+        return derivative
+
+    def __getattr__(self, name: str) -> Any:
+        # Callbacks.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.func, name)
+
+
+def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """The function, checked, and the leaves that an evaluation at the first time reads besides its arguments."""
+    if not callable(func) or not isinstance(t, Tensor) or t.dim() != 1 or len(t) == 0:
+        return func, ()  # which the solve refuses
+    if not torch.is_grad_enabled() or not all(isinstance(tensor, Tensor) for tensor in _tensors(y0)):
+        return func, ()
+    detached = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in _tensors(y0)]
+    time = t.detach()[0].to(detached[0]) if detached else t.detach()[0]
+    derivative = func(time, tuple(detached) if isinstance(y0, tuple) else detached[0])
+    inputs = {id(tensor) for tensor in detached}
+    known = tuple(leaf for leaf in _leaves(_tensors(derivative)) if id(leaf) not in inputs)
+    return _Checked(func, known), known
+
+
+def _tensors(state: Any) -> list[Any]:
+    return list(state) if isinstance(state, tuple | list) else [state]
+
+
+def _leaves(tensors: Iterable[Any]) -> list[Tensor]:
+    """The tensors in which the graphs of these end, each once."""
+    seen = set()
+    tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    found = {id(tensor): tensor for tensor in tensors if tensor.is_leaf and tensor.requires_grad}
+    nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found[id(leaf)] = leaf
+        nodes.extend(below for below, _ in node.next_functions if below is not None)
+    return list(found.values())

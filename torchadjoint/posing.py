@@ -1,0 +1,146 @@
+"""From arguments to a `Problem`: the one list of a solve's arguments, which every door shares."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import arguments
+from .adjoints import Adjoint, find_adjoint
+from .field import checked_derivative
+from .methods import RungeKutta, find_method
+from .observer import Observer
+from .problem import Problem, State
+from .stepping import OF_ERROR_CONTROL, OF_FIXED_STEPS, make_stepping
+
+Posing = ParamSpec("Posing")
+Answer = TypeVar("Answer")
+Tolerance = float | Tensor | Sequence[float | Tensor]
+
+
+def pose(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | RungeKutta = "dopri5",
+    adjoint: str | Adjoint = "seminorm",
+    adjoint_rtol: float | None = None,
+    adjoint_atol: float | None = None,
+    adjoint_method: str | RungeKutta | None = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Sequence[Tensor] | None = None,
+    observer: Observer | None = None,
+    compile: bool = False,
+    **options: Any,
+) -> Problem:
+    """The problem that these arguments pose; `torchadjoint.solve` describes them.
+
+    Raises:
+        ValueError: if an argument is not as described there.
+        NotImplementedError: for tensors inside a transform of torch.func, or of forward-mode differentiation.
+    """
+    adjoint = find_adjoint(adjoint)
+    if not callable(func):
+        arguments.refuse("func", func, "a function of t and y")
+    if adjoint_params is None and not isinstance(func, nn.Module):
+        raise ValueError("func is no nn.Module, so its parameters are not known: name them by adjoint_params=(...)")
+    shapes = arguments.state_shapes(y0)
+    asked, asked_y0, is_tuple = func, y0, isinstance(y0, tuple)
+    if is_tuple:
+        func, y0 = _TupleFunction(func, shapes), torch.cat([component.reshape(-1) for component in y0])
+    parameters = arguments.parameters(adjoint_params, func, y0.device)
+    # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
+    largest = torch.finfo(y0.dtype).max / 100
+    times = arguments.output_times(t, largest)
+    arguments.refuse_transforms([y0, t, *parameters])
+
+    method = find_method("method", method)
+    adjoint_method = method if adjoint_method is None else find_method("adjoint_method", adjoint_method)
+    backward_options = adjoint_options
+    if backward_options is None:
+        backward_options = {name: value for name, value in options.items() if name != "norm"}
+        if adjoint_method.is_adaptive != method.is_adaptive:
+            kinds = {*OF_ERROR_CONTROL, *OF_FIXED_STEPS}
+            backward_options = {name: value for name, value in backward_options.items() if name not in kinds}
+    elif not isinstance(backward_options, Mapping):
+        arguments.refuse("adjoint_options", adjoint_options, "a dict of options")
+    elif "norm" in backward_options:
+        raise ValueError("adjoint_options names a norm: name it by adjoint=Backsolve(norm)")
+    like = {"largest": largest, "like": asked_y0}
+    compile = arguments.flag("compile", compile)
+    if compile and adjoint_params is not None:
+        raise ValueError("compile=True needs adjoint='seminorm' and no adjoint_params")
+    if observer is not None and not callable(observer):
+        arguments.refuse("observer", observer, "a function of an Attempt")
+    # What jumps is func, so both directions know of it, whichever was told.
+    jumps = [
+        time
+        for given in (options, backward_options)
+        for time in arguments.jump_times(given.get("jump_t"), largest, times=times, dtypes=(t.dtype, y0.dtype))
+    ]
+    forward = make_stepping(method, rtol=rtol, atol=atol, options=options, name="options", **like)
+    if compile and not (forward.norm is None and isinstance(forward.rtol, float) and isinstance(forward.atol, float)):
+        raise ValueError("compile=True needs tolerances that are numbers, and no norm of one's own")
+    return Problem(
+        asked=asked,
+        func=func,
+        y0=y0,
+        t=t.to(y0.device),
+        times=times,
+        jumps=sorted(set(jumps)),
+        shapes=shapes,
+        is_tuple=is_tuple,
+        parameters=parameters,
+        are_all_parameters=adjoint_params is None and all(parameter.requires_grad for parameter in func.parameters()),
+        adjoint=adjoint,
+        forward=forward,
+        backward=make_stepping(
+            adjoint_method,
+            rtol=rtol if adjoint_rtol is None else adjoint_rtol,
+            atol=atol if adjoint_atol is None else adjoint_atol,
+            options=backward_options,
+            name="adjoint_options",
+            **like,
+        ),
+        observe=observer,
+        compile=compile,
+    )
+
+
+def of_its_arguments(function: Callable[[Problem], Answer]) -> Callable[Posing, Answer]:
+    """`function` of a problem as one of the arguments of `pose`, so that these are listed once."""
+
+    @functools.wraps(function)
+    def posed(*arguments: Posing.args, **options: Posing.kwargs) -> Answer:
+        return function(pose(*arguments, **options))
+
+    returned = inspect.signature(function).return_annotation
+    posed.__signature__ = inspect.signature(pose).replace(return_annotation=returned)
+    return posed
+
+
+class _TupleFunction(nn.Module):
+    """A function of a tuple of tensors as one of a flat vector."""
+
+    def __init__(self, func: Callable[..., Any], shapes: list[torch.Size]):
+        super().__init__()
+        self.func = func
+        self.shapes = shapes
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        pieces = y.split([shape.numel() for shape in self.shapes])
+        pieces = tuple(piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True))
+        derivatives = self.func(t, pieces)
+        if not isinstance(derivatives, tuple | list) or len(derivatives) != len(pieces):
+            raise ValueError(
+                f"the vector field returned {arguments.shown(derivatives)} for a state of {len(pieces)} tensors: "
+                "it must return a tuple of as many"
+            )
+        derivatives = map(checked_derivative, derivatives, pieces)
+        return torch.cat([derivative.reshape(-1) for derivative in derivatives])
