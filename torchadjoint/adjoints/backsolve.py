@@ -64,9 +64,7 @@ class _Backsolve:
             raise ValueError("compile=True needs adjoint='seminorm'")
         for name in ("rtol", "atol"):
             if isinstance(getattr(problem.backward, name), Tensor):
-                raise ValueError(
-                    f"{name} is a tensor, which the backward solve cannot use: give a number adjoint_{name}"
-                )
+                raise ValueError(f"{name} is a tensor, which no backward solve can use: give a number, adjoint_{name}")
         self.problem, self.statistics = problem, statistics
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
