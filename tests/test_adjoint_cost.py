@@ -2,10 +2,9 @@ import pytest
 import torch
 from problems import F64, Network, backward, differentiate, distance, random
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchadjoint import Backsolve, solve
+from torchadjoint.comparing import PeakMemory
 from torchadjoint.field import AutogradField
 
 WARM = Backsolve(warm_start=True)
@@ -49,30 +48,6 @@ def test_default_computes_parameter_products_at_every_evaluation(monkeypatch):
     field = CountedField(monkeypatch)
     ours = differentiate(Network(), random(4, 3), INCREASING, rtol=1e-5, atol=1e-7, adjoint="default")
     assert len(field.slots("add_parameter_product")) == ours.statistics.backward.nfe
-
-
-class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made under this mode have held at one time.
-
-    After every operation it adds the storages of what came out and forgets those that have been freed since, told by
-    weak references. What an operation allocates and frees within itself is not seen. Those of `inputs` do not count.
-    """
-
-    def __init__(self, inputs):
-        super().__init__()
-        self.inputs = {StorageWeakRef(tensor.untyped_storage()) for tensor in inputs}
-        self.held = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.held[StorageWeakRef(storage)] = storage.nbytes()
-        self.held = {ref: size for ref, size in self.held.items() if not ref.expired() and ref not in self.inputs}
-        self.peak = max(self.peak, sum(self.held.values()))
-        return result
 
 
 class Dense(nn.Module):

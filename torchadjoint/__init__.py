@@ -6,6 +6,7 @@ no norm is named, `odeint_adjoint` differentiates by the seminorm. Needs torch a
 
 from .adjoints import ADJOINTS, Adjoint, Backsolve, Differentiation, Discrete, Gradients
 from .api import Solution, odeint, odeint_adjoint, solve
+from .comparing import Comparison, compare
 from .errors import SolverError
 from .field import Field
 from .methods import METHODS, RungeKutta
@@ -22,6 +23,7 @@ __all__ = [
     "Adjoint",
     "Attempt",
     "Backsolve",
+    "Comparison",
     "Differentiation",
     "Discrete",
     "Field",
@@ -32,6 +34,7 @@ __all__ = [
     "SolveStatistics",
     "SolverError",
     "Statistics",
+    "compare",
     "make_norm",
     "odeint",
     "odeint_adjoint",

@@ -1,0 +1,119 @@
+"""`compare` tells the ways apart by what they take and err, and says which are on the front."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from problems import Linear, Network, Pair, random
+
+import torchadjoint
+from torchadjoint import compare, comparing
+
+T = torch.linspace(0, 1, 4)
+QUICK = dict(rtol=1e-3, atol=1e-4, repeats=2)
+
+
+def squares(y):
+    pieces = y if isinstance(y, tuple) else (y,)
+    return sum(piece.pow(2).sum() for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return compare(Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T, squares, **QUICK)
+
+
+def test_every_way_is_a_row_with_all_its_numbers(network):
+    assert [row.way for row in network.rows] == [
+        "default", "per-tensor", "seminorm", "seminorm, warm start", "discrete",
+        "torchdiffeq, adjoint", "torchdiffeq, through the solver",
+    ]  # fmt: skip
+    for row in network.rows:
+        assert row.method == "dopri5"
+        assert not row.failure
+        assert row.forward_nfe == network.rows[0].forward_nfe
+        assert row.milliseconds > 0
+        assert row.mebibytes > 0
+        assert 0 < row.error < 0.01
+
+
+def test_counts_are_those_of_the_solves(network):
+    by_way = {row.way: row for row in network.rows}
+    y0 = random(4, 3, dtype=torch.float32).requires_grad_()
+    for way in ("seminorm", "discrete"):
+        solution = torchadjoint.solve(Network(dtype=torch.float32), y0, T, rtol=1e-3, atol=1e-4, adjoint=way)
+        squares(solution.y).backward()
+        counted = (by_way[way].forward_nfe, by_way[way].backward_nfe)
+        assert counted == (solution.statistics.forward.nfe, solution.statistics.backward.nfe)
+    assert by_way["torchdiffeq, adjoint"].backward_nfe == by_way["per-tensor"].backward_nfe
+    assert by_way["torchdiffeq, through the solver"].backward_nfe is None
+
+
+def test_the_reference_is_the_true_gradient():
+    """Of a linear field, against the derivative of its exact solution."""
+    func, y0 = Linear(random(3, 3)), random(3)
+    found = compare(func, y0, T.double(), squares, **QUICK, methods=("dopri8",))
+    start = y0.clone().requires_grad_()
+    exact = torch.autograd.grad(squares(func.exact(start, T.double())), [func.matrix, start])
+    solution = torchadjoint.solve(func, start, T.double(), rtol=1e-3, atol=1e-4, method="dopri8", adjoint="discrete")
+    ours = torch.autograd.grad(squares(solution.y), [func.matrix, start])
+    exact, ours = (torch.cat([tensor.reshape(-1) for tensor in pair]) for pair in (exact, ours))
+    expected = ((ours - exact).norm() / exact.norm()).item()
+    [discrete] = [row for row in found.rows if row.way == "discrete"]
+    assert discrete.error == pytest.approx(expected, rel=0.05, abs=10 * found.reference_error)
+    assert found.reference_error < 1e-5
+
+
+def test_the_front_is_what_nothing_beats_in_both(network):
+    assert any(row.is_on_front for row in network.rows)
+    for row in network.rows:
+        others = [other for other in network.rows if other is not row]
+        beaten = any(other.milliseconds <= row.milliseconds and other.error <= row.error for other in others)
+        assert row.is_on_front == (not beaten)
+
+
+def test_it_prints_as_a_table_and_as_html(network):
+    text = str(network)
+    assert text.splitlines()[0].split() == ["way", "method", "NFE", "ms", "MiB", "error"]
+    assert "seminorm, warm start" in text
+    assert network.advice in text
+    assert "On the front" in network.advice or "The fastest is also" in network.advice
+    page = network._repr_html_()
+    assert page.count("<tr>") == 1 + len(network.rows)
+    assert "<table>" in page
+
+
+def test_a_way_that_fails_is_a_row_that_says_why():
+    func, y0 = Network(dtype=torch.float32), random(3, dtype=torch.float32)
+    found = compare(func, y0, T, squares, **QUICK, methods=("tsit5", "bosh3"))
+    failed = {(row.way, row.method): row.failure for row in found.rows if row.failure}
+    assert set(failed) == {(way, "tsit5") for way in comparing.TORCHDIFFEQ}  # it has none
+    assert "Invalid method" in failed["torchdiffeq, adjoint", "tsit5"]
+    assert "Invalid method" in str(found)
+
+
+def test_tuple_states_and_options_of_the_solve(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no torchdiffeq
+    found = compare(Pair(), Pair.start(), T.double(), squares, **QUICK, methods=["dopri5", "rk4"], jump_t=[0.5])
+    assert {row.way for row in found.rows} == set(comparing.WAYS) - {"seminorm, compiled"}
+    assert ("seminorm, warm start", "rk4") not in {(row.way, row.method) for row in found.rows}
+    assert all(math.isfinite(row.error) for row in found.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(func=lambda t, y: y), "func is <function.*, but must be an nn.Module"),
+        (dict(loss=3), "loss is 3, but must be a function of the solution"),
+        (dict(methods="dopri5"), "methods is 'dopri5', but must be a sequence of methods"),
+        (dict(methods=("rk45",)), "methods is 'rk45', but must be one of 'dopri5'"),
+        (dict(repeats=0), "repeats is 0"),
+        (dict(rtol=-1.0), "rtol is -0.001"),
+        (dict(y0=torch.ones(3) * torch.nan), "the reference cannot be solved: the state is not finite"),
+    ],
+)
+def test_bad_arguments_are_named(changes, sentence):
+    given = {"func": Network(dtype=torch.float32), "y0": torch.ones(3), "t": T, "loss": squares, **QUICK, **changes}
+    with pytest.raises(ValueError, match=sentence):
+        compare(given.pop("func"), given.pop("y0"), given.pop("t"), given.pop("loss"), **given)
