@@ -21,6 +21,7 @@ from torch.nn import functional
 from common import command_line, files, provenance
 from common.config import TrainingConfig
 from common.results import Results, load_all
+from torchadjoint import METHODS
 
 from .control import swing_up
 from .gradients import drivers, gradient_errors, step_errors
@@ -119,6 +120,26 @@ def measure_gradient_errors(
     return {**sizes, "reference": setting.reference, "rows": rows}
 
 
+def measure_methods(
+    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """See `gradient_errors`; every method with error control, at the tolerances of the run and ten times as large."""
+    setting = SETTINGS[experiment]
+    tolerances = [(10 * config.rtol, 10 * config.atol), (config.rtol, config.atol)]
+    reference = (config.rtol / 1000, config.atol / 1000)
+    rows = gradient_errors(
+        model,
+        [_batch(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        setting.loss_function,
+        tolerances=tolerances,
+        adjoints=("default", "seminorm", "discrete"),
+        reference=reference,
+        methods=[name for name, method in METHODS.items() if method.is_adaptive],
+    )
+    sizes = {"batch_size": setting.batch_size, "num_batches": setting.num_batches}
+    return {**sizes, "reference": reference, "rows": rows}
+
+
 def measure_step_errors(
     experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
 ) -> dict[str, Any]:
@@ -169,6 +190,7 @@ def _save(path: Path, record: Mapping[str, Any]) -> None:
 
 MEASUREMENTS = {
     "gradient_errors": measure_gradient_errors,
+    "methods": measure_methods,
     "step_errors": measure_step_errors,
     "control": measure_control,
 }

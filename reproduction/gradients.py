@@ -6,6 +6,8 @@ here. A batch is a tuple of tensors, of which the first is the input and the las
 
 import copy
 import functools
+import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,8 +40,9 @@ def gradient_errors(
     tolerances: Sequence[tuple[float, float]],
     adjoints: Sequence[str],
     reference: tuple[float, float],
+    methods: Sequence[str] = ("dopri5",),
 ) -> list[dict[str, Any]]:
-    """How wrong a gradient is, and what it cost: one row for each batch, pair of tolerances and adjoint.
+    """How wrong a gradient is, and what it cost: one row for each batch, pair of tolerances, method and adjoint.
 
     An error is the norm of the difference from the reference, over the reference's norm. The reference is the seminorm
     adjoint in float64 at the tolerances `reference`; all else is in the dtype of the model and its batches, so that at
@@ -56,21 +59,21 @@ def gradient_errors(
             for adjoint in ("seminorm", "discrete")
         )
         reference_error = ((other - exact).norm() / exact.norm()).item()
-        for rtol, atol in tolerances:
-            for adjoint in adjoints:
-                gradient, counted = gradient_of(model, batch, loss_function, rtol=rtol, atol=atol, adjoint=adjoint)
-                rows.append(
-                    {
-                        "batch": number,
-                        "adjoint": adjoint,
-                        "rtol": rtol,
-                        "atol": atol,
-                        "forward_nfe": counted.forward.nfe,
-                        "backward_nfe": counted.backward.nfe,
-                        "error": ((gradient - exact).norm() / exact.norm()).item(),
-                        "reference_error": reference_error,
-                    }
-                )
+        for (rtol, atol), method, adjoint in itertools.product(tolerances, methods, adjoints):
+            options = {"adjoint": adjoint, "method": method, "rtol": rtol, "atol": atol}
+            started = time.process_time()
+            gradient, counted = gradient_of(model, batch, loss_function, **options)
+            rows.append(
+                {
+                    "batch": number,
+                    **options,
+                    "forward_nfe": counted.forward.nfe,
+                    "backward_nfe": counted.backward.nfe,
+                    "cpu_seconds": time.process_time() - started,
+                    "error": ((gradient - exact).norm() / exact.norm()).item(),
+                    "reference_error": reference_error,
+                }
+            )
     return rows
 
 
