@@ -35,7 +35,10 @@ LEGEND = (
     f"{100 * CONFIDENCE:.0f} % interval by Student's t, and the number n of pairs. A single pair has no interval."
 )
 CLOCKS = {"CPU": " (CPU)", "wall": " (wall)"}
-COST_NOTE = "Seconds (CPU): of all cores together, over the runs that recorded them. Seconds (wall): by the clock."
+COST_NOTE = (
+    "Seconds (CPU): of all cores together, over the runs that recorded them. Seconds (wall): by the clock. Both are of "
+    "the device that most of the experiment's runs were made on."
+)
 COMPARISON_NOTE = (
     "NFE grow with batches and epochs, so of reduced runs only what is saved compares. The paper's NFE of a training "
     "are ten times those of an extra pass in every 10th epoch. What is from memory was not checked against the paper."

@@ -62,6 +62,17 @@ def test_a_device_is_named_on_one_line():
     assert collected([(run, made)])["device"].item() == "a <!-- tables: end --> [31m CPU"
 
 
+def test_seconds_are_those_of_the_device_of_most_runs():
+    runs = [speech("default", 0), speech("default", 1), speech("seminorm", 0), speech("seminorm", 1)]
+    results = [
+        result(run, 100, cpu_seconds=(seconds,)) for run, seconds in zip(runs, (3.0, 70.0, 5.0, 7.0), strict=True)
+    ]
+    results[1].provenance.device_name = "a slower CPU"
+    summary = summarise(collected(list(zip(runs, results, strict=True))))
+    assert summary["seconds_mean"].tolist() == [3, 6]
+    assert summary["backward_nfe_mean"].tolist() == [100, 100]
+
+
 def test_savings_pair_equal_seeds_on_equal_data():
     pairs = [(speech("default", 0), 100), (speech("default", 1), 1000), (speech("seminorm", 1), 500)]
     results = [(run, result(run, cost)) for run, cost in pairs]
