@@ -65,7 +65,7 @@ def test_a_device_is_named_on_one_line():
 def test_seconds_are_those_of_the_device_of_most_runs():
     runs = [speech("default", 0), speech("default", 1), speech("seminorm", 0), speech("seminorm", 1)]
     results = [
-        result(run, 100, cpu_seconds=(seconds,)) for run, seconds in zip(runs, (3.0, 70.0, 5.0, 7.0), strict=True)
+        result(run, 100, cpu_seconds=(seconds, 0.0)) for run, seconds in zip(runs, (3.0, 70.0, 5.0, 7.0), strict=True)
     ]
     results[1].provenance.device_name = "a slower CPU"
     summary = summarise(collected(list(zip(runs, results, strict=True))))
