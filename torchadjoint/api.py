@@ -102,7 +102,7 @@ def odeint(
     """
     _refuse_events(event_fn)
     func, parameters = (func, None) if isinstance(func, nn.Module) else capture(func, y0, t)
-    given = _given(method, options, "options")
+    given = _given(method, options)
     return solve(func, y0, t, rtol=rtol, atol=atol, adjoint="discrete", adjoint_params=parameters, **given).y
 
 
@@ -134,7 +134,7 @@ def odeint_adjoint(
         SolverError: if a solve, forward or backward, cannot go on.
     """
     _refuse_events(event_fn)
-    given = _given(method, options, "options")
+    given = _given(method, options)
     if adjoint_options is None and options and adjoint_method not in (None, method):
         raise ValueError("options and another adjoint_method are given: give adjoint_options too, if only {}")
     norm = "seminorm"
@@ -157,11 +157,12 @@ def odeint_adjoint(
     ).y
 
 
-def _given(method: str | RungeKutta | None, options: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+def _given(method: str | RungeKutta | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """torchdiffeq's method and options as keywords of `solve`."""
     if options is None:
         options = {}
     if not isinstance(options, Mapping):
-        raise ValueError(f"{name} is a {type(options).__name__}, but must be a dict of options")
+        raise ValueError(f"options is a {type(options).__name__}, but must be a dict of options")
     for option in options:
         if option not in OPTIONS:
             refuse_option(option)
