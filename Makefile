@@ -21,7 +21,7 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 # How long a gradient step takes, beside torchdiffeq and diffrax, into results/gradient_step-KIND.md; DATA as above.
 bench: $(INSTALLED)

@@ -1,9 +1,14 @@
 """What several test files need."""
 
+import os
 import signal
 import subprocess
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: two threads each would wait for one another. torch reads it when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure():
