@@ -5,7 +5,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 from torchadjoint import ADJOINTS, NORMS, Solution, SolverError
-from torchadjoint.adjoints.adjoint import state_norm
+from torchadjoint.adjoints.forward import state_norm
 from torchadjoint.field import checked_derivative
 from torchadjoint.norms import Sizes, block_norm
 from torchadjoint.posing import of_its_arguments

@@ -219,7 +219,7 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.kinds = []
-        monkeypatch.setattr("torchadjoint.adjoints.adjoint.AutogradField", self.recorded(AutogradField))
+        monkeypatch.setattr("torchadjoint.adjoints.forward.AutogradField", self.recorded(AutogradField))
         monkeypatch.setattr("speech_commands.NeuralCDEField", self.recorded(NeuralCDEField))
 
     def recorded(self, kind):

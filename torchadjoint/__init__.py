@@ -4,7 +4,7 @@
 no norm is named, `odeint_adjoint` differentiates by the seminorm. Needs torch alone.
 """
 
-from .adjoints import ADJOINTS, Adjoint, Backsolve, Differentiation, Discrete, Gradients
+from .adjoints import ADJOINTS, Backsolve, Discrete
 from .api import Solution, odeint, odeint_adjoint, solve
 from .comparing import Comparison, compare
 from .errors import SolverError
@@ -12,6 +12,7 @@ from .field import Field
 from .methods import METHODS, RungeKutta
 from .norms import NORMS, make_norm
 from .observer import Attempt, Observer
+from .problem import Adjoint, Differentiation, Gradients
 from .statistics import SolveStatistics, Statistics
 
 __version__ = "0.1.0"

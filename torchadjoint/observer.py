@@ -1,13 +1,11 @@
 """What an observer is told of the steps of a solve: solvers call it, callbacks and measurements are such."""
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor
 
 from .norms import rms_norm
-
-if TYPE_CHECKING:
-    from .solver import Solver
 
 
 class Attempt:
@@ -16,27 +14,36 @@ class Attempt:
     `state` and `errors` are made when they are asked for, so they can be read during the call only.
     """
 
-    __slots__ = ("_solver", "dt", "error_ratio", "is_accepted", "t0", "t1")
+    __slots__ = ("_error", "_parts", "_start", "direction", "dt", "error_ratio", "is_accepted", "t0", "t1")
 
-    def __init__(self, solver: "Solver", dt: float, error_ratio: float | None = None, is_accepted: bool | None = None):
-        self._solver = solver
-        self.t0, self.t1 = solver.t0, solver.t1
+    def __init__(
+        self,
+        direction: str,
+        t0: float,
+        t1: float,
+        *,
+        dt: float,
+        start: Tensor,
+        error: Tensor | None = None,
+        parts: Mapping[str, tuple[int, int]] | None = None,
+        error_ratio: float | None = None,
+        is_accepted: bool | None = None,
+    ):
+        self.direction = direction
+        """`forward` or `backward`."""
+        self.t0, self.t1 = t0, t1
         """Where it starts and ends, in the units of the solve's t."""
         self.dt = dt
         """Its size, above 0."""
         self.error_ratio = error_ratio
         """Its error over the tolerance, by the solve's norm: above 1 a step is rejected. 0 of a fixed step."""
         self.is_accepted = is_accepted
-
-    @property
-    def direction(self) -> str:
-        """`forward` or `backward`."""
-        return self._solver.system.direction
+        self._start, self._error, self._parts = start, error, parts or {}
 
     @property
     def state(self) -> Tensor:
         """The flat state at `t0`: y; backward y, its adjoint, and what else the adjoint's norm needs."""
-        return self._solver.start.clone()
+        return self._start.clone()
 
     @property
     def errors(self) -> dict[str, float]:
@@ -45,10 +52,13 @@ class Attempt:
         The parts are y; backward z, a_z, and with a norm that weighs them a_theta, the adjoint of all parameters, and
         a_t, that of time. Empty before the attempt, and of a fixed step.
         """
-        if not self._solver.method.is_adaptive or self.error_ratio is None:
+        if self._error is None:
             return {}
-        parts = self._solver.system.parts.items()
-        return {name: rms_norm(self._solver.error[start:stop]).item() for name, (start, stop) in parts if stop > start}
+        return {
+            name: rms_norm(self._error[start:stop]).item()
+            for name, (start, stop) in self._parts.items()
+            if stop > start
+        }
 
 
 class Observer(Protocol):

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .adjoints import Differentiation
-from .adjoints.adjoint import plain_solver
-from .problem import Problem
+from .adjoints.forward import plain_solver
+from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments
-from .adjoints import Adjoint, find_adjoint
+from .adjoints import find_adjoint
 from .field import checked_derivative
 from .methods import RungeKutta, find_method
 from .observer import Observer
-from .problem import Problem, State
+from .problem import Adjoint, Problem, State
 from .stepping import OF_ERROR_CONTROL, OF_FIXED_STEPS, make_stepping
 
 Posing = ParamSpec("Posing")

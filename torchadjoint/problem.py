@@ -1,20 +1,64 @@
-"""A solve as it was asked for, every argument checked and normalised once: what all that solves starts from."""
+"""A solve as it was asked for, every argument checked and normalised once, and what differentiates it.
+
+Ways to differentiate are known here, and to the doors of the library, by their protocol alone.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from . import arguments, callbacks
+from .field import Field
 from .observer import Attempt, Observer
+from .solver import Solver
+from .statistics import SolveStatistics
 from .stepping import Stepping
 
-if TYPE_CHECKING:
-    from .adjoints import Adjoint
-
 State = Tensor | tuple[Tensor, ...]
+
+
+class Gradients(NamedTuple):
+    """Of a loss."""
+
+    y0: Tensor
+    """In the shape of the problem's y0."""
+    parameters: Tensor
+    """Of all parameters of the field, one behind the other (parameters,)."""
+    t: Tensor | None
+    """Of the output times (times,); None if they need none."""
+
+
+class Differentiation(Protocol):
+    """One solve and its gradient."""
+
+    field: Field
+    """What is solved; `adjoints.make_field` makes one of the problem."""
+
+    def begin(self) -> Solver:
+        """The solver of the forward solve, whose steps are about to be taken; `adjoints.forward_solver` makes one."""
+
+    def end(self, solver: Solver) -> None:
+        """The forward solve is over: keep of its solver what the gradient needs."""
+
+    def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
+        """The gradients, given the solution (times, *shape) and the loss's gradient of it. May be called again."""
+
+
+class Adjoint(Protocol):
+    """A way to differentiate a solve: what `solve` takes for its argument `adjoint`."""
+
+    name: str
+    """What messages call it."""
+
+    def differentiate(self, problem: "Problem", statistics: SolveStatistics) -> Differentiation:
+        """What differentiates one solve of `problem`, and counts in `statistics.backward` what it does for that.
+
+        Raises:
+            ValueError: if it cannot differentiate this problem.
+        """
 
 
 @dataclass(frozen=True)
@@ -39,7 +83,7 @@ class Problem:
     """What is differentiated besides y0 and t."""
     are_all_parameters: bool
     """Whether these are all the parameters that func has, and nothing else."""
-    adjoint: "Adjoint"
+    adjoint: Adjoint
     forward: Stepping
     backward: Stepping
     observe: Observer | None

@@ -211,8 +211,7 @@ class Solver:
             dt = abs(t1 - t0)
         self.t1 = t1
         self.uncut_dt = self.dt
-        if self.observer is not None:
-            self.observer(Attempt(self, dt))
+        self._tell(dt)
         error_ratio = self._attempt(t0, t1)
         accepted = error_ratio <= 1
         if dt <= stepping.min_step and not accepted:
@@ -220,8 +219,7 @@ class Solver:
                 raise self._failure("the vector field is not finite, and the step is as small as min_step allows,")
             accepted = True
         (self.statistics.accept_times if accepted else self.statistics.reject_times).append(t0)
-        if self.observer is not None:
-            self.observer(Attempt(self, dt, error_ratio, accepted))
+        self._tell(dt, error_ratio, accepted)
         if self.method.is_adaptive:
             self.dt = self._within_limits(
                 self.method.next_step_size(
@@ -269,6 +267,24 @@ class Solver:
         if not self._has_last_stage:  # What lies there need not be finite.
             return torch.addmv(self.start, self.slopes_attempted, weights[: self.num_attempted])
         return torch.addmv(self.start, self.slopes.T, weights)
+
+    def _tell(self, dt: float, error_ratio: float | None = None, is_accepted: bool | None = None) -> None:
+        if self.observer is None:
+            return
+        has_error = self.method.is_adaptive and error_ratio is not None
+        self.observer(
+            Attempt(
+                self.system.direction,
+                self.t0,
+                self.t1,
+                dt=dt,
+                start=self.start,
+                error=self.error if has_error else None,
+                parts=self.system.parts,
+                error_ratio=error_ratio,
+                is_accepted=is_accepted,
+            )
+        )
 
     def _within_limits(self, dt: float) -> float:
         return min(max(dt, self.stepping.min_step), self.stepping.max_step)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from ..arguments import refuse
-from .adjoint import Adjoint, Differentiation, Gradients, forward_solver, make_field
+from ..problem import Adjoint
 from .backsolve import Backsolve
 from .discrete import Discrete
+from .forward import forward_solver, make_field
 
 ADJOINTS: dict[str, Adjoint] = {
     "default": Backsolve("default"),
@@ -18,11 +19,8 @@ ADJOINTS: dict[str, Adjoint] = {
 
 __all__ = [
     "ADJOINTS",
-    "Adjoint",
     "Backsolve",
-    "Differentiation",
     "Discrete",
-    "Gradients",
     "find_adjoint",
     "forward_solver",
     "make_field",

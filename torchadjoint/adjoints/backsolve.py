@@ -14,11 +14,11 @@ from torch import Tensor
 from .. import arguments
 from ..compiled import CompiledSeminormSystem, CompiledSolver
 from ..norms import NORMS, BlockNorm, Norm, Sizes
-from ..problem import Problem
+from ..problem import Gradients, Problem
 from ..solver import Solver
 from ..statistics import SolveStatistics
 from ..systems import AdjointSystem, SeminormSystem
-from .adjoint import Gradients, make_field, plain_solver, state_norm
+from .forward import make_field, plain_solver, state_norm
 
 SEMINORM = "seminorm"
 WEIGH_TIME = ("default", "per-tensor")

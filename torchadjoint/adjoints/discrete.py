@@ -8,11 +8,11 @@ from torch import Tensor
 
 from .. import arguments
 from ..field import Field
-from ..problem import Problem
+from ..problem import Gradients, Problem
 from ..solver import Solver
 from ..statistics import SolveStatistics
 from ..systems import ForwardSystem
-from .adjoint import Gradients, forward_solver, make_field
+from .forward import forward_solver, make_field
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,6 @@
-"""What a way to differentiate a solve is: the doors of the library know no more of it than this."""
-
-from typing import NamedTuple, Protocol
+"""What the ways to differentiate share: the field and the solver of the forward solve."""
 
 import torch
-from torch import Tensor
 
 from ..compiled import CompiledForwardSystem, CompiledSolver
 from ..field import AutogradField, Field
@@ -12,47 +9,6 @@ from ..problem import Problem
 from ..solver import Solver
 from ..statistics import SolveStatistics
 from ..systems import ForwardSystem
-
-
-class Gradients(NamedTuple):
-    """Of a loss."""
-
-    y0: Tensor
-    """In the shape of the problem's y0."""
-    parameters: Tensor
-    """Of all parameters of the field, one behind the other (parameters,)."""
-    t: Tensor | None
-    """Of the output times (times,); None if they need none."""
-
-
-class Differentiation(Protocol):
-    """One solve and its gradient."""
-
-    field: Field
-    """What is solved; `make_field` makes one of the problem."""
-
-    def begin(self) -> Solver:
-        """The solver of the forward solve, whose steps are about to be taken; `forward_solver` makes one."""
-
-    def end(self, solver: Solver) -> None:
-        """The forward solve is over: keep of its solver what the gradient needs."""
-
-    def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
-        """The gradients, given the solution (times, *shape) and the loss's gradient of it. May be called again."""
-
-
-class Adjoint(Protocol):
-    """A way to differentiate a solve: what `solve` takes for its argument `adjoint`."""
-
-    name: str
-    """What messages call it."""
-
-    def differentiate(self, problem: Problem, statistics: SolveStatistics) -> Differentiation:
-        """What differentiates one solve of `problem`, and counts in `statistics.backward` what it does for that.
-
-        Raises:
-            ValueError: if it cannot differentiate this problem.
-        """
 
 
 def make_field(problem: Problem, *, time_gradient: bool) -> Field:
