@@ -518,6 +518,7 @@ def main(
     if output is not None:
         on_cores = "" if cores == 1 else f"-{cores}-cores"
         path = output / f"gradient_step-{kind_of_cpu()}{on_cores}.md"
+        output.mkdir(parents=True, exist_ok=True)
         path.write_text("\n\n".join(parts) + "\n")
         print(f"\nKept in {path}")
 

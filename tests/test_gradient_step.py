@@ -93,8 +93,8 @@ def test_what_is_printed_is_kept(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gradient_step, "kind_of_cpu", lambda: "amd")
     for variable in ("XLA_FLAGS", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(variable, "")  # so that what is set is forgotten afterwards
-    gradient_step.main(rounds=2, problems=("network",), output=tmp_path)
-    [path] = tmp_path.iterdir()
+    gradient_step.main(rounds=2, problems=("network",), output=tmp_path / "new")
+    [path] = (tmp_path / "new").iterdir()
     kept = path.read_text()
     assert path.name == "gradient_step-amd.md"
     assert "commit" in kept.splitlines()[1]
