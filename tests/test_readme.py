@@ -210,6 +210,32 @@ def benchmark(path):
     ]
 
 
+def method_row(method, rtol):
+    """A line of the README's table of methods."""
+    cells = [f"`{method}`", f"1e{math.log10(rtol):.0f}"]
+    for adjoint in ("default", "seminorm", "discrete"):
+        rows = [
+            row
+            for row in diagnosis("methods", "speech_commands")["rows"]
+            if (row["method"], row["rtol"], row["adjoint"]) == (method, rtol, adjoint)
+        ]
+        nfe = [round(statistics.mean(row[f"{direction}_nfe"] for row in rows)) for direction in ("forward", "backward")]
+        error = statistics.geometric_mean(row["error"] for row in rows)
+        seconds = statistics.median(row["cpu_seconds"] for row in rows)
+        cells.append(f"{nfe[0]:,} + {nfe[1]:,}: {error:.3f}, {seconds:.2f} s")
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_table_of_methods():
+    record = diagnosis("methods", "speech_commands")
+    for method in dict.fromkeys(row["method"] for row in record["rows"]):
+        for rtol in (1e-2, 1e-3):
+            says(method_row(method, rtol))
+    reference_error = max(row["reference_error"] for row in record["rows"])
+    says(f"n = {record['num_batches']} batches of {record['batch_size']} clips, reference good to {reference_error:.1%}"
+         .replace("%", " %"))  # fmt: skip
+
+
 def test_the_figures_from_the_benchmark():
     [times, _] = benchmark(RESULTS / "gradient_step-intel.md")
 
