@@ -3,7 +3,7 @@
 import torch
 from problems import F64, Network, differentiate, distance, random
 
-from torchadjoint import Backsolve
+from torchadjoint import Backsolve, Discrete
 
 T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
 TOLERANCES = dict(rtol=1e-5, atol=1e-7)
@@ -21,3 +21,34 @@ def test_a_norm_of_ones_own():
     own, named = (differentiate(func, y0, T, adjoint=Backsolve(norm), **TOLERANCES) for norm in (largest, "seminorm"))
     assert own.statistics.backward.nfe > named.statistics.backward.nfe
     assert distance(own.gradient, exact.gradient) < distance(named.gradient, exact.gradient)
+
+
+class Clipped:
+    """The gradient of another adjoint, all of it scaled down to a norm of `largest` at most."""
+
+    def __init__(self, adjoint, largest):
+        self.name = f"{adjoint.name}, clipped"
+        self.adjoint, self.largest = adjoint, largest
+
+    def differentiate(self, problem, statistics):
+        differentiation = self.adjoint.differentiate(problem, statistics)
+        unclipped = differentiation.gradients
+
+        def gradients(solution, solution_gradient):
+            found = unclipped(solution, solution_gradient)
+            norm = torch.cat([found.y0.reshape(-1), found.parameters]).norm()
+            factor = (self.largest / norm).clamp(max=1.0)
+            return found._replace(y0=found.y0 * factor, parameters=found.parameters * factor)
+
+        differentiation.gradients = gradients
+        return differentiation
+
+
+def test_an_adjoint_of_ones_own():
+    func, y0 = Network(), random(4, 3)
+    for adjoint in (Discrete(checkpoint_interval=3), Backsolve("seminorm", warm_start=True)):
+        whole = differentiate(func, y0, T, adjoint=adjoint, **TOLERANCES)
+        clipped = differentiate(func, y0, T, adjoint=Clipped(adjoint, 0.1), **TOLERANCES)
+        assert clipped.gradient.norm().item() < 0.1 + 1e-12 < whole.gradient.norm().item()
+        assert distance(clipped.gradient * whole.gradient.norm() / 0.1, whole.gradient) < 1e-12
+        assert clipped.statistics == whole.statistics
