@@ -52,3 +52,17 @@ def test_an_adjoint_of_ones_own():
         assert clipped.gradient.norm().item() < 0.1 + 1e-12 < whole.gradient.norm().item()
         assert distance(clipped.gradient * whole.gradient.norm() / 0.1, whole.gradient) < 1e-12
         assert clipped.statistics == whole.statistics
+
+
+def test_an_observer_of_ones_own():
+    """Which part of the backward state sets the steps: under the paper's baseline, that of the parameters too."""
+    largest = []
+
+    def observe(attempt):
+        if attempt.direction == "backward" and attempt.errors:
+            largest.append(max(attempt.errors, key=attempt.errors.get))
+
+    done = differentiate(Network(3, 256), random(4, 3), T, adjoint="default", observer=observe, **TOLERANCES)
+    counted = done.statistics.backward
+    assert len(largest) == counted.num_accepted + counted.num_rejected
+    assert "a_theta" in largest
