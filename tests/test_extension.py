@@ -21,8 +21,8 @@ def test_a_norm_of_ones_own():
     own = differentiate(func, y0, T, adjoint=Backsolve(hundredfold), **TOLERANCES)
     tight = {f"adjoint_{name}": tolerance / 100 for name, tolerance in TOLERANCES.items()}
     named, loose = (differentiate(func, y0, T, **TOLERANCES, **options) for options in (tight, {}))
-    assert steps(own.statistics) == [pytest.approx(times, abs=1e-9) for times in steps(named.statistics)]
-    assert distance(own.gradient, named.gradient) < 1e-9
+    assert steps(own.statistics) == [pytest.approx(times, abs=1e-6) for times in steps(named.statistics)]
+    assert distance(own.gradient, named.gradient) < 1e-6
     assert own.statistics.backward.nfe > loose.statistics.backward.nfe
 
 
