@@ -36,3 +36,10 @@ def test_the_gradient_of_a_likelihood_is_that_of_finite_differences():
     with torch.no_grad():
         ahead, behind = (model.log_density(x + shift * direction, **options).mean() for shift in (1e-4, -1e-4))
     assert (gradient * direction).sum().item() == pytest.approx((ahead - behind).item() / 2e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("example", [neural_ode, neural_cde, flow, flow_matching], ids=lambda example: example.__name__)
+def test_an_example_gives_the_same_again(example):
+    first = example.main(num_steps=2)
+    torch.randn(3)
+    assert example.main(num_steps=2) == first
