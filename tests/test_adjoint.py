@@ -463,6 +463,16 @@ def test_bad_arguments_are_refused(arguments, options, message):
         solve(*arguments, **options)
 
 
+def test_what_only_a_backward_solve_needs_is_asked_for_by_none_without_gradient():
+    with torch.no_grad():
+        forward = [
+            solve(Network(), random(100, 3), INCREASING, **options).y
+            for options in (dict(adjoint="as-published"), dict(rtol=torch.full((3,), 1e-7)), {})
+        ]
+    assert torch.equal(forward[0], forward[2])
+    assert distance(forward[1], forward[2]) < 1e-9
+
+
 def test_as_published_is_refused_where_its_blocks_do_not_fit():
     with pytest.raises(ValueError, match="as-published"):
         differentiate(Network(), random(100, 3), INCREASING, rtol=1e-3, atol=1e-3, adjoint="as-published")

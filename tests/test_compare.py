@@ -109,7 +109,8 @@ def test_tuple_states_and_options_of_the_solve(monkeypatch):
         (dict(methods="dopri5"), "methods is 'dopri5', but must be a sequence of methods"),
         (dict(methods=("rk45",)), "methods is 'rk45', but must be one of 'dopri5'"),
         (dict(repeats=0), "repeats is 0"),
-        (dict(rtol=-1.0), "rtol is -0.001"),
+        (dict(rtol=-1.0), "rtol is -1.0"),
+        (dict(atol=[1e-3, 1e-4]), r"atol is \[0.001, 0.0001\], but must be a finite number above 0"),
         (dict(y0=torch.ones(3) * torch.nan), "the reference cannot be solved: the state is not finite"),
     ],
 )

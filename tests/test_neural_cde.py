@@ -9,7 +9,7 @@ from torch import nn
 from fields import neural_cde
 from fields.neural_cde import NeuralCDEField
 from speech_commands import ControlledField, NeuralCDE, VectorField
-from torchadjoint import Backsolve, Discrete, solve
+from torchadjoint import METHODS, Backsolve, Discrete, solve
 from torchadjoint.field import AutogradField
 
 NUM_STAGES = 7
@@ -169,6 +169,31 @@ def test_whole_gradients_equal_those_through_autograd(options, chunk_entries, mo
     assert fused_statistics.forward.nfe == generic_statistics.forward.nfe
     assert fused_statistics.backward.nfe == generic_statistics.backward.nfe
     assert distance(fused, generic) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_every_method_takes_the_field_of_its_own(method, adjoint):
+    func, options = controlled_field(3, 1), dict(method=method, adjoint=adjoint)
+    options |= dict(rtol=1e-2, atol=1e-3) if METHODS[method].is_adaptive else dict(step_size=0.5)
+    fused, fused_statistics = train_step(func, 3, **options)
+    generic, generic_statistics = train_step(Plain(func), 3, **options)
+    assert fused_statistics.forward.nfe == generic_statistics.forward.nfe
+    assert distance(fused, generic) < 1e-9
+
+
+def test_a_field_of_other_parameters_than_its_module_is_refused():
+    func = controlled_field(3, 1)
+    make = func.fused_field
+
+    def swapped(y0):
+        field = make(y0)
+        field.parameter_sizes = field.parameter_sizes[::-1]
+        return field
+
+    func.fused_field = swapped
+    with pytest.raises(ValueError, match=r"fused_field has parameter_sizes \(.*but its module has parameters of"):
+        train_step(func, 3)
 
 
 def test_a_guess_of_the_first_step_that_goes_beyond_a_knot_leaves_the_field_where_it_was():

@@ -94,6 +94,14 @@ def test_the_runs_are_as_described(runs):
     says(f"where `seminorm` has a test loss of {loss:.6f}")
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: str(path.relative_to(RESULTS)))
+def test_committed_files_name_no_folder_of_a_machine(path):
+    config = json.loads(path.read_bytes())["config"]
+    for setting in ("results_dir", "data_root"):
+        assert not Path(config.get(setting, "")).is_absolute()
+        assert ".." not in Path(config.get(setting, "")).parts
+
+
 def is_first_seminorm(config):
     return (config["norm"], config["seed"], config["warm_start"]) == ("seminorm", 0, False)
 

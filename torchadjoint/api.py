@@ -127,7 +127,7 @@ def odeint_adjoint(
     Arguments are those of `solve`, with torchdiffeq's `options` and `adjoint_options` in dicts. The latter may name the
     norm of the backward solve: a name that `Backsolve` takes, or torchdiffeq's function of a tuple. **Where no norm is
     named it is the seminorm**, where torchdiffeq takes the root mean square of each parameter's adjoint too
-    (`per-tensor`).
+    (`per-tensor`). The name "seminorm" leaves out the adjoint of t, which torchdiffeq's of that name weighs.
 
     Raises:
         ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.
@@ -164,7 +164,7 @@ def _given(method: str | RungeKutta | None, options: Mapping[str, Any] | None) -
     if not isinstance(options, Mapping):
         raise ValueError(f"options is a {type(options).__name__}, but must be a dict of options")
     for option in options:
-        if option not in OPTIONS:
+        if option not in OPTIONS:  # such as another keyword of `solve`
             refuse_option(option)
     return {"method": "dopri5" if method is None else method, **options}
 

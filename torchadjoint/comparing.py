@@ -156,7 +156,7 @@ def compare(
     if isinstance(methods, str) or not methods:
         arguments.refuse("methods", methods, "a sequence of methods, such as ('dopri5', 'bosh3')")
     repeats = arguments.whole_number("repeats", repeats)
-    options = {"rtol": rtol, "atol": atol, **options}
+    options = {"rtol": arguments.number("rtol", rtol), "atol": arguments.number("atol", atol), **options}
     expected, reference_error = _reference(func, y0, t, loss, options)
     trials = [
         _Trial(name, method, functools.partial(solve, **{**options, **way, "method": method}))

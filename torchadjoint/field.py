@@ -22,7 +22,8 @@ class Field(Protocol):
     """
 
     parameter_sizes: tuple[int, ...]
-    """Number of entries of each parameter with a gradient, in the order in which they lie in a flat gradient."""
+    """Number of entries of each parameter with a gradient, in the order of the module's `parameters()`, in which they
+    lie in a flat gradient."""
     is_static: bool
     """Whether, from one `enter` to the next, what the other methods do depends on nothing but the contents of tensors
     that stay where they are: not on `t`. On a GPU its steps are then recorded once for each solve, and replayed."""

@@ -84,7 +84,7 @@ def pose(
         for given in (options, backward_options)
         for time in arguments.jump_times(given.get("jump_t"), largest, times=times, dtypes=(t.dtype, y0.dtype))
     ]
-    forward = make_stepping(method, rtol=rtol, atol=atol, options=options, name="options", **like)
+    forward = make_stepping(method, rtol=rtol, atol=atol, options=options, prefix="", **like)
     if compile and not (forward.norm is None and isinstance(forward.rtol, float) and isinstance(forward.atol, float)):
         raise ValueError("compile=True needs tolerances that are numbers, and no norm of one's own")
     return Problem(
@@ -105,7 +105,7 @@ def pose(
             rtol=rtol if adjoint_rtol is None else adjoint_rtol,
             atol=atol if adjoint_atol is None else adjoint_atol,
             options=backward_options,
-            name="adjoint_options",
+            prefix="adjoint_",
             **like,
         ),
         observe=observer,

@@ -64,7 +64,7 @@ assert {*OPTIONS} - {"jump_t", "dtype"} == {field.name for field in fields(Stepp
 
 
 def make_stepping(
-    method: RungeKutta, *, rtol: Any, atol: Any, options: Mapping[str, Any], name: str, largest: float, like: Any
+    method: RungeKutta, *, rtol: Any, atol: Any, options: Mapping[str, Any], prefix: str, largest: float, like: Any
 ) -> Stepping:
     """The `Stepping` of these settings.
 
@@ -74,7 +74,7 @@ def make_stepping(
             tensors.
         atol: absolute tolerance, likewise.
         options: the options by their names; `jump_t` is left to others.
-        name: what an error calls the options.
+        prefix: what errors put before the names of the tolerances.
         largest: no time or size may be beyond.
         like: the state, for whose entries tolerances may differ.
 
@@ -88,7 +88,6 @@ def make_stepping(
         if option in others and options[option] is not None:
             kind = "chooses its steps by their error" if method.is_adaptive else "takes fixed steps"
             raise ValueError(f"{option} is given, but the method {method.name!r} {kind}: leave it away")
-    prefix = "" if name == "options" else "adjoint_"
     checks = dict(
         max_num_steps=arguments.whole_number,
         first_step=lambda name, value: arguments.number(name, _plain(value), maximum=largest),

@@ -62,15 +62,12 @@ class _Backsolve:
     def __init__(self, adjoint: Backsolve, problem: Problem, statistics: SolveStatistics):
         if problem.compile and adjoint.norm != SEMINORM:
             raise ValueError("compile=True needs adjoint='seminorm'")
-        for name in ("rtol", "atol"):
-            if isinstance(getattr(problem.backward, name), Tensor):
-                raise ValueError(f"{name} is a tensor, which no backward solve can use: give a number, adjoint_{name}")
         self.problem, self.statistics = problem, statistics
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
         weighs_time = callable(adjoint.norm) or adjoint.norm in WEIGH_TIME
         self.field = make_field(problem, time_gradient=problem.t.requires_grad or weighs_time)
-        self.norm = self._norm(adjoint.norm)
+        self.asked_norm = adjoint.norm
         self.last_step: float | None = None
 
     def _norm(self, norm: str | Callable) -> Norm:
@@ -98,6 +95,10 @@ class _Backsolve:
         return flat[-1], *states, *self.field.unflatten(flat[2 * half : -1])
 
     def begin(self) -> Solver:
+        for name in ("rtol", "atol"):
+            if isinstance(getattr(self.problem.backward, name), Tensor):
+                raise ValueError(f"{name} is a tensor, which no backward solve can use: give a number, adjoint_{name}")
+        self.norm = self._norm(self.asked_norm)
         solver = plain_solver(self.problem, self.statistics, self.field)
         if self.problem.compile:
             solver.backward = (self.problem.backward.method, self.norm.blocks)

@@ -21,7 +21,14 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
     """
     may_be_fused = problem.are_all_parameters and not problem.compile and not problem.t.requires_grad
     if may_be_fused and hasattr(problem.func, "fused_field"):
-        return problem.func.fused_field(problem.y0)
+        field = problem.func.fused_field(problem.y0)
+        sizes = [parameter.numel() for parameter in problem.parameters]
+        if list(field.parameter_sizes) != sizes:
+            raise ValueError(
+                f"fused_field has parameter_sizes {tuple(field.parameter_sizes)}, but its module has parameters of "
+                f"{tuple(sizes)} entries, in this order"
+            )
+        return field
     return AutogradField(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
 
 
