@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gradient_step
-from benchmarks.gradient_step import SUMMARY_BEGIN, SUMMARY_END, Contestant, Problem
+from benchmarks import gradient_step, problems
+from benchmarks.gradient_step import SUMMARY_BEGIN, SUMMARY_END
+from benchmarks.problems import Contestant, Problem
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,11 +73,11 @@ def test_an_evaluation_backward_has_three_products_of_each_layer():
 
 def test_stock_torchdiffeq_counts_and_gives_the_same():
     func = nn.Sequential(nn.Linear(2, 2))
-    field = gradient_step._Network(func)
+    field = problems._Network(func)
     solved = {}
     for is_counted in (False, True):
         func.zero_grad()
-        solution = gradient_step._solve_stock(
+        solution = problems._solve_stock(
             field, torch.ones(2), torch.tensor([0.0, 1.0]), norm="seminorm", is_counted=is_counted, rtol=1e-3, atol=1e-3
         )
         solution.y.sum().backward()
@@ -110,8 +111,8 @@ def test_help_and_contestants_need_no_diffrax(monkeypatch):
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0
     assert "--data-root" in process.stdout
-    monkeypatch.setattr(gradient_step, "_is_installed", lambda package: False)
-    [own] = gradient_step._contestants(lambda solver: None, {"ours": (gradient_step.solve, {})}, {}, "neural_ode_step")
+    monkeypatch.setattr(problems, "is_installed", lambda package: False)
+    [own] = problems._contestants(lambda solver: None, {"ours": (problems.solve, {})}, {}, "neural_ode_step")
     assert own.name == "ours"
 
 
