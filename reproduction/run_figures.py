@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.results import Results
 
+from .runs import whole_config
 from .style import (
     GREY,
     LOOKS,
@@ -53,7 +54,8 @@ def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
     completed = [result for result in mine if result.status == "completed"]
     groups: dict[str, dict[tuple, Results]] = {}
     for result in completed:
-        settings = {name: value for name, value in result.config.items() if name not in MAY_DIFFER}
+        whole = whole_config(experiment, result.config)
+        settings = {name: value for name, value in whole.items() if name not in MAY_DIFFER}
         group = groups.setdefault(json.dumps([settings, result.provenance["split"]], sort_keys=True), {})
         key = (norm_of(result), result.config["rtol"], result.config["atol"], result.config["seed"])
         if key not in group or len(group[key].epochs) < len(result.epochs):

@@ -73,18 +73,24 @@ def identity_of(results: Results) -> str:
     return identity(results.experiment, results.config, results.provenance.get("split"))
 
 
-def identity(experiment: str, config: Mapping[str, Any], digest: str | None) -> str:
-    """What makes a run this one, for `config` as in a results file: every setting that is not free to differ, and data.
-
-    A setting that an older file does not have is at its default. Where recordings lie does not matter, but which they
-    are does: `digest` is that of the data's split. Whether they are the synthetic sample is known without it.
-    """
+def whole_config(experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` of a results file with every setting: one that an older file does not have is at its default."""
     defaults = {
         setting.name: setting.default
         for setting in fields(importlib.import_module(experiment).Config)
         if setting.default is not MISSING
     }
-    settings = {name: value for name, value in {**defaults, **config}.items() if name not in FREE_TO_DIFFER}
+    return {**defaults, **config}
+
+
+def identity(experiment: str, config: Mapping[str, Any], digest: str | None) -> str:
+    """What makes a run this one, for `config` as in a results file: every setting that is not free to differ, and data.
+
+    Where recordings lie does not matter, but which they are does: `digest` is that of the data's split. Whether they
+    are the synthetic sample is known without it.
+    """
+    whole = whole_config(experiment, config)
+    settings = {name: value for name, value in whole.items() if name not in FREE_TO_DIFFER}
     if "data_root" in settings:
         settings["data_root"] = settings["data_root"] == "synthetic"
     return json.dumps([experiment, settings, digest], sort_keys=True)

@@ -103,6 +103,13 @@ def test_a_warm_start_is_a_line_of_its_own():
     assert lines(ax)["seminorm"] == pytest.approx([1300, 2600])
 
 
+def test_a_setting_that_an_older_file_lacks_is_at_its_default():
+    old, new, other = run("default", 0), run("default", 1), run("default", 2)
+    del old.config["method"]
+    other.config["method"] = "bosh3"
+    assert run_figures.comparable([old, new, other], "speech_commands") == [old, new]
+
+
 def test_only_completed_runs_of_one_kind_are_compared_and_the_others_are_told(caplog):
     runs = [run("default"), run("seminorm"), run("seminorm", 1)]
     others = [

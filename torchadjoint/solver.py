@@ -210,7 +210,7 @@ class Solver:
             t1 = self._next_stop
             dt = abs(t1 - t0)
         self.t1 = t1
-        self.uncut_dt = self.dt
+        self.uncut_dt = self.dt = self.dt if self.method.is_adaptive else dt
         self._tell(dt)
         error_ratio = self._attempt(t0, t1)
         accepted = error_ratio <= 1
