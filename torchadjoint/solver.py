@@ -134,10 +134,8 @@ class Solver:
         self.step_size = like.new_empty(())
         self.weights = torch.empty_like(self.tableau)
         self.stage_weights = [self.weights[i, :i] for i in range(num_stages)]
-        self.error_weights = self.weights[-1, : self.num_attempted]
         self.slopes_before = [self.slopes[:i, :coupled].T for i in range(num_stages)]
         self.slopes_before[-1] = self.slopes[: num_stages - 1].T
-        self.slopes_attempted = self.slopes[: self.num_attempted].T
         self.starts = [*[self.start[:coupled]] * (num_stages - 1), self.start]
         self.ends = [*self.stage_states[: num_stages - 1], self.end]
         system.bind(self.stage_states, self.slopes.unbind())
@@ -264,8 +262,6 @@ class Solver:
             return (self.start if t == self.t0 else self.end).clone()
         dt = self.t1 - self.t0
         weights = self.slopes.new_tensor([dt * weight for weight in self.weights_at(t)])
-        if not self._has_last_stage:  # What lies there need not be finite.
-            return torch.addmv(self.start, self.slopes_attempted, weights[: self.num_attempted])
         return torch.addmv(self.start, self.slopes.T, weights)
 
     def _tell(self, dt: float, error_ratio: float | None = None, is_accepted: bool | None = None) -> None:
@@ -358,7 +354,7 @@ class Solver:
                 self.system.evaluate(stage, t)
         if not self.method.is_adaptive:
             return None
-        torch.mv(self.slopes_attempted, self.error_weights, out=self.error)
+        torch.mv(self.slopes.T, self.weights[-1], out=self.error)
         torch.maximum(self.start.abs(), self.end.abs(), out=self.scale)
         self.error.div_(self.scale.mul_(self.rtol).add_(self.atol))
         return self.norm(self.error)
