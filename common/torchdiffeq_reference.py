@@ -13,7 +13,7 @@ from torchadjoint.problem import Problem
 from torchadjoint.statistics import SolveStatistics
 
 SAME_STEPS = ("dopri5", "bosh3")
-"""The methods that torchdiffeq has and steps with as we do. The tsit5 that some of its versions have is of order 4."""
+"""The methods that torchdiffeq has and steps with as we do."""
 
 
 class _Counted(nn.Module):
