@@ -99,6 +99,20 @@ def test_rejected_steps_cost_nothing_backwards(checkpoint_interval):
     assert backward.num_accepted == backward.num_rejected == 0
 
 
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_output_times_within_steps_cost_no_evaluation_backwards(method):
+    """The last slope of a step, which they use, is pulled back with the first of the next."""
+    few, many = (
+        differentiate(
+            Network(), random(4, 3), torch.linspace(0, 3, number, dtype=F64), method=method, rtol=1e-5, atol=1e-7,
+            adjoint="discrete",
+        ).statistics
+        for number in (2, 40)
+    )  # fmt: skip
+    assert many.forward.accept_times == few.forward.accept_times
+    assert many.backward.nfe == few.backward.nfe
+
+
 def test_the_checkpoint_interval_does_not_change_the_gradient():
     gradients = [
         differentiate(
