@@ -182,6 +182,33 @@ def test_adjoint_norms_mean_the_same(adjoint_options, state):
         assert seen[0] == [(), *states, *states, *(tuple(parameter.shape) for parameter in func.parameters())]
 
 
+def test_a_norm_of_the_state_measures_its_adjoint_too():
+    """A hundred times as large, it is the same as tolerances a hundred times as small, of a_z above all."""
+
+    def hundredfold(y):
+        return 100 * y.square().mean().sqrt()
+
+    func, steps = Recorded(), []
+    for norm, tolerance in ((hundredfold, 1e-4), (None, 1e-6)):
+        taken = []
+        func.callback_accept_step_adjoint = lambda t0, y0, dt, taken=taken: taken.append(t0.item())
+        options = {} if norm is None else dict(options=dict(norm=norm))
+        y = odeint_adjoint(func, random(4, 3), T, rtol=tolerance, atol=tolerance, **options)
+        (1e3 * y).sum().backward()  # a large a_z
+        steps.append(taken)
+    assert steps[0] == pytest.approx(steps[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("given", ["options", "adjoint_options"])
+def test_a_jump_that_either_direction_is_told_of_counts_for_both(given):
+    func, backward_steps = Recorded(), []
+    func.callback_accept_step_adjoint = lambda t0, y0, dt: backward_steps.append(t0.item())
+    both_options = {"options": {}, "adjoint_options": {}} | {given: dict(jump_t=torch.tensor([0.7], dtype=F64))}
+    odeint_adjoint(func, random(4, 3), T, rtol=1e-3, atol=1e-3, **both_options).sum().backward()
+    assert 0.7 in func.accepted
+    assert 0.7 in backward_steps
+
+
 def test_the_backward_solve_has_options_of_its_own():
     observed = {}
     func = Recorded()

@@ -109,7 +109,7 @@ def is_first_seminorm(config):
 def test_the_forward_nfe_hardly_differ(runs):
     totals = {}
     for run in runs:
-        key = (run.experiment, run.config["rtol"], run.config["seed"])
+        key = (run.experiment, run.config["rtol"], run.config["seed"], run.config.get("method", "dopri5"))
         totals.setdefault(key, []).append(sum(epoch.forward_nfe for epoch in run.epochs))
     most = max(max(found) / min(found) - 1 for found in totals.values())
     says(f"Between norms, forward NFE differ by {most:.1%} at most".replace("%", " %"))
@@ -240,6 +240,18 @@ def test_the_table_of_methods():
         for rtol in (1e-2, 1e-3):
             says(method_row(method, rtol))
     reference_error = max(row["reference_error"] for row in record["rows"])
+    trained = [run for run in load_all(str(RESULTS)).values() if run.config.get("method") == "bosh3"]
+    accuracies = [100 * run.test_metrics.accuracy for run in trained]
+    seconds = [sum(epoch.cpu_seconds for epoch in run.epochs) for run in trained]
+    says(f"{statistics.mean(accuracies):.1f} +- {statistics.stdev(accuracies):.1f} % over {len(trained)} seeds")
+    says(f"{min(seconds):.0f} to {max(seconds):.0f} CPU seconds")
+    [baseline] = [
+        sum(epoch.cpu_seconds for epoch in run.epochs)
+        for run in load_all(str(RESULTS)).values()
+        if (run.experiment, run.config["norm"]) == ("speech_commands", "default")
+        and run.provenance["device_name"] == trained[0].provenance["device_name"]
+    ]
+    says(f"where a run of `dopri5` with `default` on the same CPU took {baseline:,.0f}")
     says(f"n = {record['num_batches']} batches of {record['batch_size']} clips, reference good to {reference_error:.1%}"
          .replace("%", " %"))  # fmt: skip
 

@@ -51,8 +51,8 @@ def solve(problem: Problem) -> Solution:
         adjoint_rtol: relative tolerance of the backward solve, a number; `rtol` if not given.
         adjoint_atol: absolute tolerance of the backward solve, a number; `atol` if not given.
         adjoint_method: how to step backward; `method` if not given.
-        adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve but
-            `norm`, as far as the method has them.
+        adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve, as far
+            as the method has them. Its norm is the adjoint's.
         adjoint_params: the tensors to differentiate with respect to; `func.parameters()` if not given.
         observer: is called with an `Attempt` before and after every attempted step, forward and backward.
         compile: whether torch.compile makes one function of each direction's attempted steps, at the first use for a

@@ -64,10 +64,10 @@ def pose(
     adjoint_method = method if adjoint_method is None else find_method("adjoint_method", adjoint_method)
     backward_options = adjoint_options
     if backward_options is None:
-        backward_options = {name: value for name, value in options.items() if name != "norm"}
+        backward_options = options
         if adjoint_method.is_adaptive != method.is_adaptive:
             kinds = {*OF_ERROR_CONTROL, *OF_FIXED_STEPS}
-            backward_options = {name: value for name, value in backward_options.items() if name not in kinds}
+            backward_options = {name: value for name, value in options.items() if name not in kinds}
     elif not isinstance(backward_options, Mapping):
         arguments.refuse("adjoint_options", adjoint_options, "a dict of options")
     elif "norm" in backward_options:
