@@ -23,10 +23,9 @@ from common.results import Results, load_all
 
 from . import diagnostic_figures, typesetting
 from .captions import CAPTIONS, caption
-from .run_figures import norm_of
-from .runs import EXPERIMENTS, PRESETS, identity_of, preset_runs
+from .runs import EXPERIMENTS, PRESETS, identity_of, preset_runs, way_of
 from .status import Status, on_found_data, statuses
-from .style import LOOKS, WARM_START, NothingToDraw, render
+from .style import LOOKS, NothingToDraw, render
 from .summary import collect
 from .typesetting import NOTHING, QUANTITIES, TITLES, Table, is_number, tolerances
 
@@ -129,7 +128,7 @@ def _coverage(collected: pandas.DataFrame) -> list[dict[str, Any]]:
     for (experiment, rtol, atol), runs in collected.groupby(["experiment", "rtol", "atol"], sort=False):
         states = {}
         for run in runs.itertuples():
-            states.setdefault(WARM_START if run.warm_start else run.norm, []).append(run.status)
+            states.setdefault(run.way, []).append(run.status)
         rows.append({"experiment": experiment, "tolerances": tolerances(rtol, atol), "states": states})
     return rows
 
@@ -209,7 +208,7 @@ def _recorded(results: Mapping[Path, Results], standing: Sequence[Status], direc
         test = result.test_metrics or {}
         yield {
             "experiment": result.experiment,
-            "norm": norm_of(result),
+            "norm": way_of(result.config),
             **{name: result.config[name] for name in ("rtol", "atol", "seed")},
             "status": result.status,
             "reason": result.failure,
@@ -235,7 +234,7 @@ def _unrecorded(results: Iterable[Results], standing: Sequence[Status]) -> Itera
             config = status.run.config
             yield {
                 "experiment": status.run.experiment,
-                "norm": WARM_START if config.warm_start else config.norm,
+                "norm": status.run.way,
                 **{name: getattr(config, name) for name in ("rtol", "atol", "seed")},
                 "status": status.state,
                 "reason": status.reason,

@@ -15,11 +15,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.results import Results
 
-from .runs import whole_config
+from .runs import way_of, whole_config
 from .style import (
     GREY,
     LOOKS,
-    WARM_START,
     WIDTH,
     NothingToDraw,
     count_axis,
@@ -39,11 +38,6 @@ MAY_DIFFER = (
 TOLERANCES = ["rtol", "atol"]
 
 
-def norm_of(results: Results) -> str:
-    """The name in `LOOKS` of how a run differentiates."""
-    return WARM_START if results.config.get("warm_start") else results.config["norm"]
-
-
 def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
     """The completed runs of an experiment that belong in one figure; a warning goes to the log for those left out.
 
@@ -57,7 +51,7 @@ def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
         whole = whole_config(experiment, result.config)
         settings = {name: value for name, value in whole.items() if name not in MAY_DIFFER}
         group = groups.setdefault(json.dumps([settings, result.provenance["split"]], sort_keys=True), {})
-        key = (norm_of(result), result.config["rtol"], result.config["atol"], result.config["seed"])
+        key = (way_of(result.config), result.config["rtol"], result.config["atol"], result.config["seed"])
         if key not in group or len(group[key].epochs) < len(result.epochs):
             group[key] = result
     if not groups:
@@ -84,7 +78,7 @@ def epoch_table(results: Sequence[Results]) -> pandas.DataFrame:
         measured = {entry.epoch: entry.val_metrics for entry in result.history}
         num_batches = num_batches_of(result)
         for epoch in result.epochs:
-            row = {name: result.config[name] for name in (*TOLERANCES, "seed")} | {"norm": norm_of(result)}
+            row = {name: result.config[name] for name in (*TOLERANCES, "seed")} | {"norm": way_of(result.config)}
             row |= {"epoch": epoch.epoch, "train loss": epoch.loss}
             row |= {f"{way}_nfe": epoch[f"{way}_nfe"] / num_batches for way in ("forward", "backward")}
             if epoch.epoch in measured:

@@ -16,6 +16,8 @@ from datasets.batches import DataSplit
 EXPERIMENTS = ("speech_commands", "acrobot")
 TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
 """As in `speech_commands`, which is not imported here: a sweep of acrobot alone does without its packages."""
+METHOD = "dopri5"
+"""The paper's."""
 DATA_SETTINGS = ("data_root", "split", "num_trajectories", "torque")
 """The settings that say, in one experiment or the other, which data a run is of."""
 
@@ -44,6 +46,11 @@ class Run:
         """Equal for runs that have their data in common."""
         return (self.experiment, *_data_settings(self.config).items())
 
+    @property
+    def way(self) -> str:
+        """How it differentiates."""
+        return way_of(asdict(self.config))
+
     def path(self, results_dir: str, suffix: str) -> Path:
         """The file of this run with this suffix, beside its results; its folder need not exist."""
         directory = directory_of(results_dir, self.experiment, self.config.condition)
@@ -56,6 +63,16 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.experiment} {self.config.condition}, seed {self.config.seed}"
+
+
+def way_of(config: Mapping[str, Any]) -> str:
+    """How a run with this `config` of a results file differentiates: its norm, and what else is not the paper's."""
+    parts = [config["norm"]]
+    if config.get("warm_start"):
+        parts.append("warm start")
+    if config.get("method", METHOD) != METHOD:
+        parts.append(config["method"])
+    return ", ".join(parts)
 
 
 def load_data(experiment: str, config: TrainingConfig) -> DataSplit:
@@ -112,6 +129,8 @@ def _norms(*names: str) -> list[dict[str, Any]]:
 
 WARM_START = {"norm": "seminorm", "warm_start": True}
 """Beyond the paper, as `discrete` is; Speech Commands has a single output interval, so nothing to carry over."""
+BOSH3 = {"norm": "discrete", "method": "bosh3"}
+"""Beyond the paper: half the time on paths that are linear between knots."""
 
 
 def quick(data_root: str | None) -> list[Block]:
@@ -134,6 +153,7 @@ def cpu(data_root: str | None) -> list[Block]:
     return [
         Block("speech_commands", norms, loose, 3),
         Block("speech_commands", _norms("discrete"), loose, 1),
+        Block("speech_commands", [BOSH3], loose, 3),
         *(
             Block("speech_commands", norms, dict(rtol=rtol, atol=atol, max_epochs=8, **speech), 1)
             for rtol, atol in TOLERANCES[1:]

@@ -62,16 +62,16 @@ class Look:
     linewidth: float = 1.4
 
 
-WARM_START = "seminorm, warm start"
 LOOKS = {
     "default": Look("#0072B2", "-", "o", 2.0),
     "per-tensor": Look("#009E73", (0, (6, 1.5, 1.5, 1.5)), "^"),
     "as-published": Look("#CC79A7", (0, (1, 1)), "D", 1.8),
     "seminorm": Look("#D55E00", (0, (4, 2)), "s"),
-    WARM_START: Look("#D55E00", (0, (1, 2)), "P"),
+    "seminorm, warm start": Look("#D55E00", (0, (1, 2)), "P"),
     "discrete": Look("#000000", (0, (8, 2)), "v", 1.0),
+    "discrete, bosh3": Look("#E69F00", (0, (3, 1)), "X"),
 }
-"""By the name of a norm, in the order of legends. The first is the widest: others may lie exactly on it."""
+"""By how a run differentiates, in the order of legends. The first is the widest: others may lie exactly on it."""
 BLOCK_LOOKS = {
     "z": Look("#56B4E9", marker="o"),
     "a_z": Look("#555555", marker="x"),

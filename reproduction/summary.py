@@ -16,7 +16,7 @@ from common.results import Results
 from .runs import identity, identity_of
 from .status import Status, one_line
 
-CONDITION = ["experiment", "rtol", "atol", "norm", "warm_start"]
+CONDITION = ["experiment", "rtol", "atol", "way"]
 """The columns that a condition's runs share; they differ in the seed."""
 MEASURED = [
     "epochs", "accuracy", "loss", "backward_nfe", "forward_nfe", "test_backward_nfe", "seconds", "epoch_seconds",
@@ -56,7 +56,8 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
     rows = []
     for status in standing:
         run, config = status.run, status.run.config
-        row = {"experiment": run.experiment, **{name: getattr(config, name) for name in [*CONDITION[1:], "seed"]}}
+        condition = (run.experiment, config.rtol, config.atol, run.way)
+        row = {**dict(zip(CONDITION, condition, strict=True)), "seed": config.seed}
         row["elsewhere"] = on_any_data[replace(run, digest=None).identity] - on_its_data[run.identity]
         row["synthetic"] = getattr(config, "data_root", None) == "synthetic"
         if run.identity in found:
@@ -128,7 +129,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 
 def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, baseline: str) -> pandas.DataFrame:
     """The savings of all conditions but the baseline itself, from its and their runs of equal seed and data."""
-    is_baseline = (completed["norm"] == baseline) & ~completed["warm_start"]
+    is_baseline = completed["way"] == baseline
     shared = ["experiment", "rtol", "atol", "seed", "split"]
     pairs = completed[~is_baseline].merge(completed.loc[is_baseline, [*shared, quantity]], on=shared)
     savings = {

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from common.results import Results
 
-from .run_figures import norm_of, num_batches_of
+from .run_figures import num_batches_of
+from .runs import way_of
 from .style import LOOKS, WIDTH, NothingToDraw, legend_above, styled, tolerance_label
 
 
@@ -74,7 +75,7 @@ def solver_times(results: Sequence[Results]) -> Figure:
     by_tolerances: dict[tuple, dict[str, list[Results]]] = {}
     for result in results:
         norms = by_tolerances.setdefault((result.config["rtol"], result.config["atol"]), {})
-        norms.setdefault(norm_of(result), []).append(result)
+        norms.setdefault(way_of(result.config), []).append(result)
     rows = [(pair, by_norm) for pair, by_norm in by_tolerances.items() if {"default", "seminorm"} <= set(by_norm)]
     if not rows:
         raise NothingToDraw(

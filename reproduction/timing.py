@@ -15,7 +15,7 @@ from torch import Tensor
 from common.results import Results
 from datasets.batches import DataSplit
 
-from .runs import Run
+from .runs import Run, way_of
 
 MAX_CPU_SAMPLES = 128
 """Samples of a timed batch on a CPU at most: what larger ones take is in proportion to their samples."""
@@ -77,8 +77,7 @@ def evaluations_of_a_step(results: Iterable[Results]) -> dict[tuple, float]:
 
 
 def _way(experiment: str, config: Mapping) -> tuple:
-    later = config.get("warm_start", False), config.get("method", "dopri5")
-    return (experiment, config["rtol"], config["atol"], config["norm"], *later)
+    return (experiment, config["rtol"], config["atol"], way_of(config))
 
 
 def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int] | None:

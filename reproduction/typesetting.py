@@ -14,10 +14,11 @@ from common.results import Results
 
 from .published import PUBLISHED, SCALES
 from .status import Status
-from .summary import BASELINES, CONFIDENCE, SAVING_ENDS, SAVINGS, collect, summarise
+from .summary import BASELINES, CONDITION, CONFIDENCE, SAVING_ENDS, SAVINGS, collect, summarise
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 TITLES = {"speech_commands": "Neural CDE on Speech Commands", "acrobot": "Symplectic ODE-Net on acrobot"}
+PAPERS_WAYS = ("default", "per-tensor", "seminorm", "as-published")
 METRICS = {"speech_commands": "accuracy", "acrobot": "loss"}
 QUANTITIES = {
     "accuracy": "test accuracy",
@@ -65,7 +66,7 @@ def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table
     tables = []
     for experiment, runs in collected.groupby("experiment", sort=False):
         title, summary = TITLES[experiment], summarise(runs, all_seeds=all_seeds)
-        baselines = [baseline for baseline in BASELINES if (runs["norm"] == baseline).any()]
+        baselines = [baseline for baseline in BASELINES if (runs["way"] == baseline).any()]
         papers, beyond = summary[~_is_beyond(summary)], summary[_is_beyond(summary)]
         notes = (*_scale(runs), *_absences(runs[~_is_beyond(runs)]))
         tables.append(Table(title, _savings(papers, baselines), notes))
@@ -118,7 +119,7 @@ def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
     """The columns that say which runs a row is about."""
     columns = {
         "rtol, atol": [tolerances(*row) for row in summary[["rtol", "atol"]].itertuples(index=False)],
-        "norm": [_norm(*row) for row in summary[["norm", "warm_start"]].itertuples(index=False)],
+        "norm": [_shown(way) for way in summary["way"]],
     }
     if "seed" in summary:
         columns["seed"] = summary["seed"].astype(str)
@@ -148,7 +149,7 @@ def _costs(summary: pandas.DataFrame) -> pandas.DataFrame:
 def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
     """Rows with a figure of the paper beside ours each, and with what the seminorm saves in both."""
     rows = []
-    ours = papers.set_index(["experiment", "rtol", "atol", "norm"])
+    ours = papers.set_index(CONDITION)
     for figure in PUBLISHED:
         condition = (figure.experiment, figure.rtol, figure.atol)
         if not {(*condition, "default"), (*condition, "seminorm")} <= set(ours.index):
@@ -176,8 +177,8 @@ def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
 
 
 def _is_beyond(rows: pandas.DataFrame) -> pandas.Series:
-    """Which rows are of no norm that the paper or its code has."""
-    return (rows["norm"] == "discrete") | rows["warm_start"]
+    """Which rows are of no way that the paper or its code has."""
+    return ~rows["way"].isin(PAPERS_WAYS)
 
 
 def _scale(runs: pandas.DataFrame) -> Iterable[str]:
@@ -220,8 +221,8 @@ def _equal_seeds(runs: pandas.DataFrame) -> Iterable[str]:
         if with_them.empty or len(with_them) == len(papers):
             continue
         cells = [
-            f"`{norm}` {_cell(metric, values.mean(), values.std())}"
-            for norm, values in with_them.groupby("norm", sort=False)[metric]
+            f"`{way}` {_cell(metric, values.mean(), values.std())}"
+            for way, values in with_them.groupby("way", sort=False)[metric]
         ]
         which = ", ".join(map(str, seeds))
         yield (
@@ -277,8 +278,10 @@ def _num_runs(wanted: int, completed: int, failed: int) -> str:
     return (str(completed) if completed == wanted else f"{completed} of {wanted}") + f", {failed} failed" * (failed > 0)
 
 
-def _norm(norm: str, warm_start: bool) -> str:
-    return f"`{norm}`" + ", warm start" * warm_start
+def _shown(way: str) -> str:
+    """A way's norm as code, and what else it has behind."""
+    norm, comma, others = way.partition(",")
+    return f"`{norm}`{comma}{others}"
 
 
 def tolerances(*values: float) -> str:

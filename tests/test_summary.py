@@ -12,7 +12,7 @@ from reproduction.typesetting import build
 
 
 def test_means_and_sample_deviations_by_hand():
-    summary = summarise(collected(three_seeds())).set_index("norm")
+    summary = summarise(collected(three_seeds())).set_index("way")
     assert list(summary.index) == ["default", "per-tensor", "seminorm"]
     row = summary.loc["default"]
     assert (row.wanted, row.completed, row.failed) == (3, 3, 0)
@@ -25,7 +25,7 @@ def test_means_and_sample_deviations_by_hand():
 
 
 def test_savings_are_against_the_named_norm():
-    summary = summarise(collected(three_seeds())).set_index("norm")
+    summary = summarise(collected(three_seeds())).set_index("way")
     seminorm, per_tensor = summary.loc["seminorm"], summary.loc["per-tensor"]
     assert seminorm["backward_nfe_saving_default"] == pytest.approx(1 - 350 / 600)
     assert seminorm["backward_nfe_saving_per-tensor"] == pytest.approx(1 - 350 / 1400)
@@ -76,7 +76,7 @@ def test_seconds_are_those_of_the_device_of_most_runs():
 def test_savings_pair_equal_seeds_on_equal_data():
     pairs = [(speech("default", 0), 100), (speech("default", 1), 1000), (speech("seminorm", 1), 500)]
     results = [(run, result(run, cost)) for run, cost in pairs]
-    row = summarise(collected(results)).set_index("norm").loc["seminorm"]
+    row = summarise(collected(results)).set_index("way").loc["seminorm"]
     assert row["backward_nfe_saving_default"] == 0.5
     assert numpy.isnan(row["backward_nfe_saving_default_low"])
 
