@@ -68,8 +68,8 @@ class TrainingConfig:
     """Epochs without improvement that are let pass before training stops."""
     method: typing.Literal[tuple(METHODS)] = "dopri5"
     """The Runge-Kutta method of the forward and the backward solve."""
-    solver: typing.Literal["dopri5", "torchdiffeq"] = "dopri5"
-    """Our solver, or stock torchdiffeq to compare with."""
+    solver: typing.Literal["torchadjoint", "torchdiffeq"] = "torchadjoint"
+    """Our library, or stock torchdiffeq to compare with."""
     warm_start: bool = False
     """Let the backward solve start with the forward solve's step, and carry its own across output times."""
     published_metrics: bool = field(default=False, metadata={"condition": False})
@@ -96,7 +96,7 @@ class TrainingConfig:
         """`torchadjoint.solve`, or the reference, as these settings have it."""
         adjoint = ADJOINTS[self.norm]
         return functools.partial(
-            torchadjoint.solve if self.solver == "dopri5" else torchdiffeq_reference.solve,
+            torchadjoint.solve if self.solver == "torchadjoint" else torchdiffeq_reference.solve,
             rtol=self.rtol,
             atol=self.atol,
             method=self.method,

@@ -29,7 +29,7 @@ from .config import check_stored
 from .provenance import Provenance
 from .records import IN_MEMORY_ONLY, Record, plain, read_as
 
-SCHEMA = 2
+SCHEMA = 3
 Setting = str | int | float | bool | None
 
 # What the numbers of a results file may be. Sums, means and squares of these stay finite, and dates have four digits.
@@ -277,11 +277,15 @@ def _check(results: Results) -> None:
 def _upgraded(stored: dict[str, Any]) -> dict[str, Any]:
     """The values of a results file of any version as this version names them."""
     schema, values = stored.get("schema"), {name: value for name, value in stored.items() if name != "schema"}
+    if schema not in range(1, SCHEMA + 1):
+        raise ValueError(f"its schema is {shown(schema)}, not {SCHEMA} or older")
     if schema == 1:
         epochs = read_as(list[dict[str, Any]], stored.get("epochs"), "it.epochs")
-        return values | {"epochs": [epoch | {"cpu_seconds": None} for epoch in epochs]}
-    if schema != SCHEMA:
-        raise ValueError(f"its schema is {shown(schema)}, not {SCHEMA} or older")
+        values["epochs"] = [epoch | {"cpu_seconds": None} for epoch in epochs]
+    if schema < SCHEMA:
+        config = read_as(dict[str, Any], stored.get("config"), "it.config")
+        if config.get("solver") == "dopri5":
+            values["config"] = config | {"solver": "torchadjoint"}
     return values
 
 

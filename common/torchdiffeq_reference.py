@@ -89,7 +89,7 @@ def solve(problem: Problem) -> Solution:
     adjoint, forward, backward = problem.adjoint, problem.forward, problem.backward
     if adjoint not in ADJOINTS.values() or problem.compile or problem.observer("forward", problem.split):
         raise ValueError(
-            "solver='torchdiffeq' has no warm_start, no compile, no observers and no callbacks: use solver='dopri5'"
+            "solver='torchdiffeq' has no warm_start, no compile, no observers, no callbacks: use solver='torchadjoint'"
         )
     if forward.method.name not in SAME_STEPS:
         raise ValueError(

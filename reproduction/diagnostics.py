@@ -223,7 +223,7 @@ def main(options: Options) -> None:
         except FileNotFoundError as error:
             lacking.append(str(error))
             continue
-        settings = results.config | dict(device="cpu", solver="dopri5", save=False, resume=False)
+        settings = results.config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
         if options.data_root is not None and experiment == "speech_commands":
             settings["data_root"] = options.data_root
         config = importlib.import_module(experiment).Config(**settings)

@@ -12,10 +12,10 @@ from torchadjoint.problem import State
 from torchadjoint.statistics import SolveStatistics
 
 F64 = torch.float64
-SOLVERS = {"dopri5": torchadjoint.solve, "torchdiffeq": torchdiffeq_reference.solve}
+SOLVERS = {"torchadjoint": torchadjoint.solve, "torchdiffeq": torchdiffeq_reference.solve}
 
 
-def solve(func: nn.Module, y0: State, t: Tensor, *, solver: str = "dopri5", **options) -> Solution:
+def solve(func: nn.Module, y0: State, t: Tensor, *, solver: str = "torchadjoint", **options) -> Solution:
     """Solve by ours or by the reference."""
     return SOLVERS[solver](func, y0, t, **options)
 

@@ -34,7 +34,7 @@ def compare_with_torchdiffeq(func, y0, t, **options):
 
     In float32 the error estimate of an easy step is mostly rounding, so there steps agree in number only.
     """
-    theirs, ours = (differentiate(func, y0, t, solver=solver, **options) for solver in ("torchdiffeq", "dopri5"))
+    theirs, ours = (differentiate(func, y0, t, solver=solver, **options) for solver in ("torchdiffeq", "torchadjoint"))
     for their_times, our_times in zip(steps(theirs.statistics), steps(ours.statistics), strict=True):
         assert len(our_times) == len(their_times)
         assert ours.y.dtype != F64 or our_times == pytest.approx(their_times, abs=1e-6)
@@ -355,7 +355,7 @@ def test_callbacks_hear_of_every_step(adjoint):
 def test_callbacks_need_our_solver():
     func = Network()
     func.callback_step = print
-    with pytest.raises(ValueError, match=r"no callbacks: use solver='dopri5'"):
+    with pytest.raises(ValueError, match=r"no callbacks: use solver='torchadjoint'"):
         solve(func, random(4, 3), T, solver="torchdiffeq")
 
 
@@ -439,11 +439,11 @@ NET, Y0 = Network(), random(2, 3)
             T,
             solver="torchdiffeq",
             adjoint=Backsolve(warm_start=True),
-            match="no warm_start.*: use solver='dopri5'",
+            match="no warm_start.*: use solver='torchadjoint'",
         ),
         bad(NET, Y0, T, compile="yes", match="compile is 'yes', but must be True or False"),
         bad(NET, Y0, T, compile=True, adjoint="discrete", match="compile=True needs adjoint='seminorm'"),
-        bad(NET, Y0, T, compile=True, solver="torchdiffeq", match="no compile.*: use solver='dopri5'"),
+        bad(NET, Y0, T, compile=True, solver="torchdiffeq", match="no compile.*: use solver='torchadjoint'"),
         bad(NET, Y0, T, compile=True, adjoint_params=(), match="compile=True needs .* no adjoint_params"),
         bad(NET, Y0.long(), T, match="y0 is of dtype torch.int64, but must be float32 or float64"),
         bad(NET, Y0.half(), T, match="y0 is of dtype torch.float16"),

@@ -85,7 +85,7 @@ def test_what_is_refused_is_named(check, value, sentence):
         ({"func": lambda t, y: 1j * y, "adjoint_params": ()}, "returned a tensor of torch.complex64 and torch.strided"),
     ],
 )
-@pytest.mark.parametrize("solver", ["dopri5", "torchdiffeq"])
+@pytest.mark.parametrize("solver", ["torchadjoint", "torchdiffeq"])
 def test_bad_arguments_of_a_solve_are_named(changes, sentence, solver):
     given = {"func": Network(dtype=torch.float32), "y0": torch.ones(3), "t": T, "solver": solver, **changes}
     with pytest.raises(ValueError, match=re.escape(sentence)):
@@ -97,7 +97,7 @@ def test_repeated_jumps_are_one():
     assert torch.equal(once, twice)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "torchdiffeq"])
+@pytest.mark.parametrize("solver", ["torchadjoint", "torchdiffeq"])
 @pytest.mark.parametrize("times", [T, T.flip(0)])
 def test_too_many_steps_are_an_error_in_both_directions(solver, times):
     options = dict(rtol=1e-9, atol=1e-9, solver=solver)

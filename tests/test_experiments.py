@@ -131,7 +131,7 @@ def test_the_same_seed_trains_to_the_same_bits_and_another_does_not(experiment, 
     assert losses(0) == losses(0) != losses(1)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "torchdiffeq"])
+@pytest.mark.parametrize("solver", ["torchadjoint", "torchdiffeq"])
 def test_full_makes_the_papers_repeats(monkeypatch, solver):
     configs = []
     for experiment in (acrobot, speech_commands):

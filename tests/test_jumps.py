@@ -89,7 +89,7 @@ def test_stock_torchdiffeq_loses_the_jumps_behind_one_that_a_step_ends_on():
     with torch.no_grad():
         theirs, ours = (
             solve(Staircase(), torch.zeros(1, dtype=F64), KNOTS[[0, -1]], **options, solver=solver)
-            for solver in ("torchdiffeq", "dopri5")
+            for solver in ("torchdiffeq", "torchadjoint")
         )
     assert set(ours.statistics.forward.accept_times) >= INTERIOR
     assert not set(theirs.statistics.forward.accept_times) >= INTERIOR
@@ -109,7 +109,7 @@ def test_steps_and_gradients_with_jumps_equal_torchdiffeqs_where_that_loses_none
     t, jumps = torch.tensor(times, dtype=F64, requires_grad=True), [0.7, 2.2]
     theirs, ours = (
         differentiate(Jumping(), random(2, 3), t, rtol=1e-5, atol=1e-6, adjoint=adjoint, jump_t=jumps, solver=solver)
-        for solver in ("torchdiffeq", "dopri5")
+        for solver in ("torchdiffeq", "torchadjoint")
     )
     for our_times, their_times in zip(steps(ours.statistics), steps(theirs.statistics), strict=True):
         assert our_times == pytest.approx(their_times, abs=1e-6)
@@ -160,7 +160,8 @@ def test_the_seminorm_takes_fewer_evaluations(seed, rtol, atol):
 def test_stock_torchdiffeq_loses_knots_of_a_neural_cde():
     """A step of exactly the length of an interval is kept as long as its error is between 0.59 and 1."""
     theirs, ours = (
-        train_step(F64, 2, *TOLERANCES[0], adjoint="seminorm", solver=solver)[1] for solver in ("torchdiffeq", "dopri5")
+        train_step(F64, 2, *TOLERANCES[0], adjoint="seminorm", solver=solver)[1]
+        for solver in ("torchdiffeq", "torchadjoint")
     )
     assert not set(theirs.backward.accept_times) >= INTERIOR
     assert theirs.backward.nfe > 1.5 * ours.backward.nfe
@@ -179,7 +180,7 @@ def test_the_gradient_of_a_neural_cde_approaches_that_of_tight_tolerances(adjoin
 def test_a_neural_cdes_gradient_equals_stock_torchdiffeqs_where_that_loses_no_jump(adjoint):
     options = dict(adjoint=adjoint, first_step=0.3)
     (theirs, their_statistics), (ours, our_statistics) = (
-        train_step(F64, 0, *TOLERANCES[0], solver=solver, **options) for solver in ("torchdiffeq", "dopri5")
+        train_step(F64, 0, *TOLERANCES[0], solver=solver, **options) for solver in ("torchdiffeq", "torchadjoint")
     )
     directions = ("forward",) if adjoint == "discrete" else ("forward", "backward")
     for direction in directions:

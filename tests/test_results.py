@@ -11,7 +11,7 @@ from records import made_on
 from torch import nn
 
 from common.records import plain, read_as
-from common.results import Epoch, HistoryEntry, Metrics, Results, load, load_all, make_directory, save
+from common.results import SCHEMA, Epoch, HistoryEntry, Metrics, Results, load, load_all, make_directory, save
 
 COUNTS = {
     f"{direction}_{name}": number
@@ -100,7 +100,7 @@ def test_saved_results_load_equal_without_what_lives_in_memory(tmp_path):
     path = save(results, tmp_path)
     assert path == tmp_path / "0.json"
     assert "model" not in strict_json(path)
-    assert strict_json(path)["schema"] == 2
+    assert strict_json(path)["schema"] == SCHEMA
     results.model = results.train_dataloader = None
     assert load(path) == results
     assert type(load(path).epochs[1]) is type(results.epochs[1])
@@ -147,14 +147,20 @@ def test_results_dir_that_is_a_file_is_refused(tmp_path):
 
 def test_another_schema_is_refused(tmp_path):
     path = save(make_results(), tmp_path)
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
-    with pytest.raises(ValueError, match=r"0\.json is not a results file .*schema is 3, not 2 or older"):
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 99'))
+    with pytest.raises(ValueError, match=rf"0\.json is not a results file .*schema is 99, not {SCHEMA} or older"):
         load(path)
 
 
-def test_the_older_schema_is_read(tmp_path):
+def test_the_solver_has_another_name_in_older_files(tmp_path):
+    path = save(make_results(config={**CONFIG, "solver": "dopri5"}), tmp_path)
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 2'))
+    assert load(path).config["solver"] == "torchadjoint"
+
+
+def test_the_oldest_schema_is_read(tmp_path):
     path = save(make_results(), tmp_path)
-    old = path.read_text().replace('"schema": 2', '"schema": 1').replace('"cpu_seconds": 1.5, ', "")
+    old = path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 1').replace('"cpu_seconds": 1.5, ', "")
     assert "cpu_seconds" not in old
     path.write_text(old)
     results = load(path)
@@ -177,8 +183,8 @@ def test_the_weights_of_a_completed_run_lie_beside_it(tmp_path):
         (b"[]", "it is \\[\\], not dict"),
         (b"{}", "its schema is None"),
         (b'{"schema": 1}', "epochs is None, not list"),
-        (b'{"schema": 2, "start_time": 0', "Expecting"),
-        (b'{"schema": 2, "start_time": 0}', "lacks .*'experiment'"),
+        (b'{"schema": 3, "start_time": 0', "Expecting"),
+        (b'{"schema": 3, "start_time": 0}', "lacks .*'experiment'"),
         (b"[" * 100_000, "recursion"),
     ],
 )
