@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from common import command_line, files
 from common.results import load_all
 from reproduction import diagnostic_figures, run_figures, time_figures
-from reproduction.runs import EXPERIMENTS
+from reproduction.experiments import EXPERIMENTS
 from reproduction.style import NothingToDraw, render
 
 FORMATS = ("png", "pdf")
@@ -23,13 +23,13 @@ def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
     """Every figure by its name. What draws it raises NothingToDraw where the results lack what it takes."""
     results = list(load_all(results_dir).values())
     drawings = {}
-    for experiment in EXPERIMENTS:
+    for experiment, card in EXPERIMENTS.items():
         # One experiment without runs must not keep the other's figures from being drawn.
         runs = partial(run_figures.comparable, results, experiment)
         drawings[f"{experiment}-backward-nfe"] = lambda runs=runs: run_figures.backward_nfe(runs())
         drawings[f"{experiment}-learning"] = lambda runs=runs: run_figures.learning(runs())
         drawings[f"{experiment}-solver-times"] = lambda runs=runs: time_figures.solver_times(runs())
-        if experiment == "speech_commands":  # the paper has acrobot at one pair of tolerances only
+        if len(card.tolerances) > 1:
             drawings[f"{experiment}-nfe-by-tolerance"] = lambda runs=runs: run_figures.nfe_by_tolerance(runs())
     read = partial(diagnostic_figures.read, results_dir)
     drawings["gradient-errors"] = lambda: diagnostic_figures.gradient_errors(read("gradient_errors"))

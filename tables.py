@@ -18,9 +18,9 @@ import tyro
 from common import command_line, files
 from common.results import load_all
 from reproduction import typesetting
+from reproduction.experiments import EXPERIMENTS
 from reproduction.local_engine import devices_of, run_locally
-from reproduction.published import SCALES
-from reproduction.runs import EXPERIMENTS, PRESETS, Run, load_data, preset_runs
+from reproduction.runs import PRESETS, Run, load_data, preset_runs
 from reproduction.status import Status, estimated_seconds, on_found_data, statuses
 from reproduction.sweep import Engine, sweep
 from reproduction.timing import Sample, rough_seconds
@@ -37,7 +37,7 @@ class Selection:
 
     preset: tyro.conf.Positional[Literal[tuple(PRESETS)]]
     """Quick: minutes on a CPU, reproduces no figure. Cpu: hours, reduced. Paper: everything as published."""
-    experiments: tuple[Literal[EXPERIMENTS], ...] = EXPERIMENTS
+    experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
     """Which experiments."""
     seeds: int | None = None
     """Runs of each condition, in place of the preset's own number."""
@@ -205,7 +205,7 @@ def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], di
             digests[run.data_key], samples[run.data_key] = data.digest, Sample.of(data)
         else:
             data = load_data(run.experiment, replace(run.config, data_root="synthetic"))
-            num_training = SCALES[run.experiment].training_samples
+            num_training = EXPERIMENTS[run.experiment].paper.training_samples
             samples[run.data_key] = replace(Sample.of(data), num_training=num_training)
     return [replace(run, digest=digests.get(run.data_key)) for run in runs], samples
 

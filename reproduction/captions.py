@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import diagnostic_figures
-from .typesetting import TITLES, tolerances
+from .experiments import EXPERIMENTS
+from .typesetting import tolerances
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ OF_RUNS = {
     ),
 }
 CAPTIONS = {
-    f"{experiment}-{kind}": Caption(f"{title}: {caption.title}", caption.alternative, caption.reading)
-    for experiment, title in TITLES.items()
+    f"{experiment}-{kind}": Caption(f"{card.title}: {caption.title}", caption.alternative, caption.reading)
+    for experiment, card in EXPERIMENTS.items()
     for kind, caption in OF_RUNS.items()
 } | {
     "gradient-errors": Caption(
@@ -89,7 +90,7 @@ def caption(name: str, results_dir: str) -> Caption:
     if name != "gradient-errors":
         return found
     records = diagnostic_figures.read(results_dir, "gradient_errors")
-    references = (_reference(TITLES[experiment], record) for experiment, record in records.items())
+    references = (_reference(EXPERIMENTS[experiment].title, record) for experiment, record in records.items())
     return dataclasses.replace(found, reading=" ".join([found.reading, *references]))
 
 

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .experiments import EXPERIMENTS
 from .style import (
     BLOCK_LABELS,
     BLOCK_LOOKS,
@@ -32,8 +33,6 @@ from .style import (
     tolerance_label,
 )
 
-TITLES = {"speech_commands": "Neural CDE, Speech Commands", "acrobot": "Symplectic ODE-Net, acrobot"}
-TIME_LABELS = {"speech_commands": "$t$ (frames of the recording)", "acrobot": "$t$ (seconds)"}
 TIME_STEP = 0.05
 """Seconds from one row of the motion to the next."""
 FRAMES = range(0, 181, 20)
@@ -56,7 +55,7 @@ def read(results_dir: str, measurement: str) -> Records:
     directory = Path(results_dir, "diagnostics")
     remedy = f"`python -m reproduction.diagnostics --results-dir {results_dir} --measurements {measurement}`"
     records = {}
-    for experiment in TITLES:
+    for experiment in EXPERIMENTS:
         path = directory / f"{measurement}-{experiment}.json"
         try:
             records[experiment] = json.loads(path.read_bytes())
@@ -89,7 +88,7 @@ def gradient_errors(records: Records) -> Figure:
             bars = dict(label=norm, elinewidth=0.7, **style)
             error_axes.errorbar(middle["nfe"], middle["error"], yerr=[below["error"], above["error"]], **bars)
             nfe_axes.plot(middle.index, middle["backward_nfe"], **style)
-        error_axes.set(title=TITLES[experiment], yscale="log", xlabel="NFE, forward and backward")
+        error_axes.set(title=EXPERIMENTS[experiment].short_title, yscale="log", xlabel="NFE, forward and backward")
         count_axis(error_axes.xaxis)
         count_axis(nfe_axes.yaxis)
         tolerance_axis(nfe_axes, table["rtol"])
@@ -118,7 +117,7 @@ def step_errors(records: Records) -> Figure:
             )
         errors.axhline(1.0, color=GREY, linewidth=0.8)
         tolerances = tolerance_label(record["rtol"], record["atol"])
-        errors.set(title=f"{TITLES[experiment]}\n{tolerances}", yscale="log")
+        errors.set(title=f"{EXPERIMENTS[experiment].short_title}\n{tolerances}", yscale="log")
         errors.sharex(sizes)
         errors.tick_params(labelbottom=False)
         for norm, taken in steps.items():
@@ -128,7 +127,7 @@ def step_errors(records: Records) -> Figure:
             dots["markersize"] = 3.2 if norm == "default" else 1.6
             sizes.plot(taken["t0"], length, color=look.color, marker=look.marker, label=norm, **dots)
         sizes.set_title(", ".join(f"{norm} {len(taken)} steps" for norm, taken in steps.items()))
-        sizes.set(xlabel=TIME_LABELS[experiment], ylim=(0, None))
+        sizes.set(xlabel=EXPERIMENTS[experiment].time_axis.label, ylim=(0, None))
         _draw_shares(shares, record["shares"])
     axes[0, 0].set_ylabel("error over tolerance\n(norm default)")
     axes[1, 0].set_ylabel("size of the step")

@@ -9,14 +9,13 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from common import command_line, files, provenance
 from common.config import TrainingConfig
@@ -24,49 +23,11 @@ from common.results import Results, load_all
 from torchadjoint import METHODS
 
 from .control import swing_up
+from .experiments import EXPERIMENTS
 from .gradients import drivers, gradient_errors, step_errors
-from .runs import EXPERIMENTS, TOLERANCES, load_data
+from .runs import load_data
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the gradients of an experiment's model are measured."""
-
-    loss_function: Callable[[Tensor, Tensor], Tensor]
-    tolerances: Sequence[tuple[float, float]]
-    adjoints: tuple[str, ...]
-    batch_size: int
-    num_batches: int
-    reference: tuple[float, float]
-    """rtol and atol, in float64, of what counts as exact: at least two decades tighter than the tightest tolerance."""
-    training: str
-    """Options of a run of minutes on a CPU that makes weights."""
-
-
-SETTINGS = {
-    # The field's ReLUs have kinks, and every one that a sample crosses cuts the step of its batch: the reference takes
-    # minutes for a batch.
-    "speech_commands": Setting(
-        loss_function=functional.cross_entropy,
-        tolerances=((1e-2, 1e-5), *TOLERANCES),
-        adjoints=("default", "per-tensor", "seminorm", "discrete"),
-        batch_size=16,
-        num_batches=3,
-        reference=(1e-7, 1e-10),
-        training="--batch-size 128 --max-epochs 24 --data-root FOLDER",  # of some of the recordings
-    ),
-    "acrobot": Setting(
-        loss_function=functional.mse_loss,
-        tolerances=tuple((10.0**-digits, 10.0**-digits) for digits in (2, 3, 4, 5, 6)),
-        adjoints=("default", "per-tensor", "seminorm", "as-published", "discrete"),
-        batch_size=64,
-        num_batches=3,
-        reference=(1e-9, 1e-9),
-        training="--max-epochs 3",
-    ),
-}
 
 
 def trained_run(results_dir: str, experiment: str) -> tuple[Path, Results]:
@@ -83,7 +44,7 @@ def trained_run(results_dir: str, experiment: str) -> tuple[Path, Results]:
         raise FileNotFoundError(
             f"No completed run of {experiment} in {results_dir} has its weights (<run>.pt) beside it, as git keeps "
             f"none: train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm "
-            f"{SETTINGS[experiment].training} --results-dir {results_dir}`."
+            f"{EXPERIMENTS[experiment].gradients.training} --results-dir {results_dir}`."
         )
     return max(candidates)[2:]
 
@@ -107,7 +68,7 @@ def measure_gradient_errors(
     experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
 ) -> dict[str, Any]:
     """See `gradient_errors`; on a few small batches, as small tolerances are dear."""
-    setting = SETTINGS[experiment]
+    setting = EXPERIMENTS[experiment].gradients
     rows = gradient_errors(
         model,
         [_batch(data, setting.batch_size, number) for number in range(setting.num_batches)],
@@ -124,7 +85,7 @@ def measure_methods(
     experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
 ) -> dict[str, Any]:
     """See `gradient_errors`; every method with error control, at the tolerances of the run and ten times as large."""
-    setting = SETTINGS[experiment]
+    setting = EXPERIMENTS[experiment].gradients
     tolerances = [(10 * config.rtol, 10 * config.atol), (config.rtol, config.atol)]
     reference = (config.rtol / 1000, config.atol / 1000)
     rows = gradient_errors(
@@ -144,7 +105,7 @@ def measure_step_errors(
     experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
 ) -> dict[str, Any]:
     """See `step_errors` and `drivers`; on a batch as large as the run's, since the mean over a batch scales a_z."""
-    setting = SETTINGS[experiment]
+    setting = EXPERIMENTS[experiment].gradients
     batch = _batch(data, config.batch_size, 0)
     observe = functools.partial(step_errors, model, batch, setting.loss_function)
     own = dict(rtol=config.rtol, atol=config.atol)
@@ -207,7 +168,7 @@ class Options:
     """Folder of the results files, of which one of each experiment must have its weights beside it."""
     data_root: str | None = None
     """Where the Speech Commands recordings are now; where the run had them if not given."""
-    experiments: tuple[Literal[EXPERIMENTS], ...] = EXPERIMENTS
+    experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
     """Which experiments."""
     measurements: tuple[Literal[tuple(MEASUREMENTS)], ...] = tuple(MEASUREMENTS)
     """Which measurements; the control is acrobot's alone."""
@@ -224,13 +185,13 @@ def main(options: Options) -> None:
             lacking.append(str(error))
             continue
         settings = results.config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
-        if options.data_root is not None and experiment == "speech_commands":
+        if options.data_root is not None and "data_root" in EXPERIMENTS[experiment].data_settings:
             settings["data_root"] = options.data_root
         config = importlib.import_module(experiment).Config(**settings)
         model = trained_model(experiment, config, path.with_suffix(".pt"))
         data = test_set(experiment, config, results.provenance["split"])
         for measurement in options.measurements:
-            if measurement == "control" and experiment != "acrobot":
+            if measurement not in EXPERIMENTS[experiment].measurements:
                 continue
             values = MEASUREMENTS[measurement](experiment, config, model, data)
             source = {"run": path.relative_to(options.results_dir).as_posix(), "config": results.config}

@@ -23,11 +23,12 @@ from common.results import Results, load_all
 
 from . import diagnostic_figures, typesetting
 from .captions import CAPTIONS, caption
-from .runs import EXPERIMENTS, PRESETS, identity_of, preset_runs, way_of
+from .experiments import EXPERIMENTS
+from .runs import PRESETS, identity_of, preset_runs, way_of
 from .status import Status, on_found_data, statuses
 from .style import LOOKS, NothingToDraw, render
 from .summary import collect
-from .typesetting import NOTHING, QUANTITIES, TITLES, Table, is_number, tolerances
+from .typesetting import NOTHING, QUANTITIES, Table, is_number, tolerances
 
 README = Path(__file__).parents[1] / "README.md"
 DEVIATIONS = "Deviations from the paper and its code"
@@ -75,7 +76,8 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"prose": _prose, "norm": _norm, "date": _date}
-    environment.globals |= {"titles": TITLES, "tolerances": tolerances, "is_number": is_number}
+    titles = {experiment: card.title for experiment, card in EXPERIMENTS.items()}
+    environment.globals |= {"titles": titles, "tolerances": tolerances, "is_number": is_number}
     return environment.get_template("report.html.jinja")
 
 
@@ -100,7 +102,7 @@ def _date(seconds: float) -> str:
 def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
     """What the tables say of the trick, and of what was published as the trick: one for each pair of tolerances."""
     by_title = {table.title: table.frame.to_dict("records") for table in tables}
-    for title in TITLES.values():
+    for title in (card.title for card in EXPERIMENTS.values()):
         papers = {
             row["rtol, atol"]: f"{row['paper: saved']} ({row['paper: status']})"
             for row in by_title.get(f"{title}: the paper's figures beside ours", [])

@@ -35,19 +35,3 @@ PUBLISHED = (
     Published("speech_commands", 1e-5, 1e-8, "backward_nfe", (77.95e6, 4.47e6), (29.39e6, 0.80e6), _MEMORY),
 )
 """No figure of acrobot is among the facts that this project was written from."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large the paper's runs of an experiment are."""
-
-    training_samples: int
-    batch_size: int
-    max_epochs: int
-    num_seeds: int = 5
-
-
-SCALES = {
-    "speech_commands": Scale(training_samples=24_482, batch_size=1024, max_epochs=200),
-    "acrobot": Scale(training_samples=20_025, batch_size=256, max_epochs=50),
-}

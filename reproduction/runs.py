@@ -13,13 +13,11 @@ from common.results import Results, directory_of
 from common.training import FREE_TO_DIFFER
 from datasets.batches import DataSplit
 
-EXPERIMENTS = ("speech_commands", "acrobot")
-TOLERANCES = ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
-"""As in `speech_commands`, which is not imported here: a sweep of acrobot alone does without its packages."""
+from .experiments import EXPERIMENTS, SPEECH_COMMANDS
+
+TOLERANCES = SPEECH_COMMANDS.tolerances
 METHOD = "dopri5"
 """The paper's."""
-DATA_SETTINGS = ("data_root", "split", "num_trajectories", "torque")
-"""The settings that say, in one experiment or the other, which data a run is of."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Run:
     @property
     def data_key(self) -> tuple:
         """Equal for runs that have their data in common."""
-        return (self.experiment, *_data_settings(self.config).items())
+        return (self.experiment, *_data_settings(self.experiment, self.config).items())
 
     @property
     def way(self) -> str:
@@ -78,11 +76,11 @@ def way_of(config: Mapping[str, Any]) -> str:
 def load_data(experiment: str, config: TrainingConfig) -> DataSplit:
     """The data of a run with these settings, on the CPU and in order. It raises what `load` of the data set raises."""
     load = importlib.import_module(f"datasets.{experiment}").load
-    return load(batch_size=config.batch_size, device="cpu", generator=None, **_data_settings(config))
+    return load(batch_size=config.batch_size, device="cpu", generator=None, **_data_settings(experiment, config))
 
 
-def _data_settings(config: TrainingConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in DATA_SETTINGS if hasattr(config, name)}
+def _data_settings(experiment: str, config: TrainingConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in EXPERIMENTS[experiment].data_settings}
 
 
 def identity_of(results: Results) -> str:
@@ -179,7 +177,7 @@ PRESETS = {"quick": quick, "cpu": cpu, "paper": paper}
 def preset_runs(
     preset: str,
     *,
-    experiments: Sequence[str] = EXPERIMENTS,
+    experiments: Sequence[str] = tuple(EXPERIMENTS),
     data_root: str | None = None,
     num_seeds: int | None = None,
 ) -> list[Run]:

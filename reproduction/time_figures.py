@@ -1,36 +1,17 @@
 """Where in a solve's time finished runs evaluate, accept and reject: one more figure like those of `run_figures.py`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from common.results import Results
 
+from .experiments import EXPERIMENTS
 from .run_figures import num_batches_of
 from .runs import way_of
 from .style import LOOKS, WIDTH, NothingToDraw, legend_above, styled, tolerance_label
 
-
-@dataclass(frozen=True)
-class TimeAxis:
-    """The solve's time of an experiment, cut into bins."""
-
-    label: str
-    start: float
-    end: float
-    num_bins: int
-    unit: float
-    """The time for which densities are given, and what it is."""
-    unit_name: str
-
-
-TIME_AXES = {
-    "speech_commands": TimeAxis("$t$ (frames of the recording)", 0.0, 160.0, 20, 1.0, "frame"),
-    # A step goes on beyond the output time that it is meant for, the last one to before 0.
-    "acrobot": TimeAxis("$t$ (seconds)", -0.125, 0.35, 19, 0.05, "0.05 s"),
-}
 KINDS = {
     "backward_ts": "evaluations",
     "backward_accept_ts": "accepted steps",
@@ -49,7 +30,7 @@ def time_histogram(results: Sequence[Results], kind: str) -> np.ndarray:
     Times are those of the first batch of every measured epoch of training, where the files have at most 256 of each.
     They give the shape; the sum is exact: what all batches of these epochs had on average.
     """
-    axis = TIME_AXES[results[0].experiment]
+    axis = EXPERIMENTS[results[0].experiment].time_axis
     limits = (axis.start, axis.end)
     shape, total, num_measured = np.zeros(axis.num_bins), 0.0, 0
     for result in results:
@@ -71,7 +52,7 @@ def solver_times(results: Sequence[Results]) -> Figure:
     A row for each pair of tolerances, a column for each kind of `KINDS`; see `time_histogram`. The numbers above are
     sums over time: what a mean gradient step has.
     """
-    axis = TIME_AXES[results[0].experiment]
+    axis = EXPERIMENTS[results[0].experiment].time_axis
     by_tolerances: dict[tuple, dict[str, list[Results]]] = {}
     for result in results:
         norms = by_tolerances.setdefault((result.config["rtol"], result.config["atol"]), {})

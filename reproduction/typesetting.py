@@ -12,14 +12,13 @@ import pandas
 
 from common.results import Results
 
-from .published import PUBLISHED, SCALES
+from .experiments import EXPERIMENTS
+from .published import PUBLISHED
 from .status import Status
 from .summary import BASELINES, CONDITION, CONFIDENCE, SAVING_ENDS, SAVINGS, collect, summarise
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
-TITLES = {"speech_commands": "Neural CDE on Speech Commands", "acrobot": "Symplectic ODE-Net on acrobot"}
 PAPERS_WAYS = ("default", "per-tensor", "seminorm", "as-published")
-METRICS = {"speech_commands": "accuracy", "acrobot": "loss"}
 QUANTITIES = {
     "accuracy": "test accuracy",
     "loss": "test loss",
@@ -65,7 +64,7 @@ def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table
     """
     tables = []
     for experiment, runs in collected.groupby("experiment", sort=False):
-        title, summary = TITLES[experiment], summarise(runs, all_seeds=all_seeds)
+        title, summary = EXPERIMENTS[experiment].title, summarise(runs, all_seeds=all_seeds)
         baselines = [baseline for baseline in BASELINES if (runs["way"] == baseline).any()]
         papers, beyond = summary[~_is_beyond(summary)], summary[_is_beyond(summary)]
         notes = (*_scale(runs), *_absences(runs[~_is_beyond(runs)]))
@@ -127,7 +126,7 @@ def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _savings(summary: pandas.DataFrame, baselines: list[str]) -> pandas.DataFrame:
-    metric = METRICS[summary["experiment"].iloc[0]]
+    metric = EXPERIMENTS[summary["experiment"].iloc[0]].metric
     table = _conditions(summary)
     table["runs"] = [_num_runs(*row) for row in summary[["wanted", "completed", "failed"]].itertuples(index=False)]
     table["epochs"] = summary["epochs_mean"].map(lambda epochs: NOTHING if numpy.isnan(epochs) else f"{epochs:.4g}")
@@ -183,7 +182,7 @@ def _is_beyond(rows: pandas.DataFrame) -> pandas.Series:
 
 def _scale(runs: pandas.DataFrame) -> Iterable[str]:
     """How large the runs are, beside the paper's."""
-    completed, paper = runs[runs["status"] == "completed"], SCALES[runs["experiment"].iloc[0]]
+    completed, paper = runs[runs["status"] == "completed"], EXPERIMENTS[runs["experiment"].iloc[0]].paper
     if completed.empty:
         return
     samples, sizes = (
@@ -213,7 +212,7 @@ def _absences(runs: pandas.DataFrame) -> Iterable[str]:
 
 def _equal_seeds(runs: pandas.DataFrame) -> Iterable[str]:
     """What the paper's norms reach with just the seeds of the rows beyond the paper, where these have fewer."""
-    metric = METRICS[runs["experiment"].iloc[0]]
+    metric = EXPERIMENTS[runs["experiment"].iloc[0]].metric
     completed = runs[runs["status"] == "completed"]
     for pair, alike in completed.groupby(["rtol", "atol"], sort=False):
         papers, seeds = alike[~_is_beyond(alike)], alike.loc[_is_beyond(alike), "seed"].unique()

@@ -20,6 +20,7 @@ from datasets.acrobot import FullyActuatedAcrobot
 from reproduction import control, diagnostics
 from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
+from reproduction.experiments import EXPERIMENTS
 from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, step_errors
 
 
@@ -73,7 +74,7 @@ def test_the_references_own_error_is_the_distance_of_two_ways_in_float64():
 
 
 def test_references_are_two_decades_tighter_than_what_they_judge():
-    for setting in diagnostics.SETTINGS.values():
+    for setting in (card.gradients for card in EXPERIMENTS.values()):
         for tolerance, tightest in zip(setting.reference, map(min, zip(*setting.tolerances)), strict=True):  # noqa: B905
             assert tolerance < 1.01e-2 * tightest
 
@@ -212,8 +213,9 @@ def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, s
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):
     saved_run(tmp_path)
     monkeypatch.setattr(diagnostics, "test_set", lambda *arguments: (random(40, 8, 8, dtype=torch.float32),))
-    setting = dataclasses.replace(diagnostics.SETTINGS["acrobot"], adjoints=("default", "discrete"), batch_size=4)
-    monkeypatch.setitem(diagnostics.SETTINGS, "acrobot", dataclasses.replace(setting, tolerances=((1e-3, 1e-3),)))
+    card, few = EXPERIMENTS["acrobot"], dict(adjoints=("default", "discrete"), batch_size=4, tolerances=((1e-3, 1e-3),))
+    few = dataclasses.replace(card.gradients, **few)
+    monkeypatch.setitem(EXPERIMENTS, "acrobot", dataclasses.replace(card, gradients=few))
     with pytest.raises(SystemExit) as caught:
         diagnostics.main(diagnostics.Options(str(tmp_path)))
     assert "python speech_commands.py" in caught.value.code

@@ -10,8 +10,9 @@ from records import acrobot, collected, result, speech, three_seeds
 
 import tables
 from common.results import load_all
-from reproduction.published import PUBLISHED, SCALES
-from reproduction.runs import EXPERIMENTS, Run, preset_runs
+from reproduction.experiments import EXPERIMENTS
+from reproduction.published import PUBLISHED
+from reproduction.runs import Run, preset_runs
 from reproduction.status import Status, on_found_data, statuses
 from reproduction.summary import collect, summarise
 from reproduction.typesetting import BEGIN, END, build, insert, render, saved
@@ -230,8 +231,8 @@ def test_single_seeds_beyond_the_paper_stand_beside_the_same_seed_of_the_others(
 
 
 def test_the_papers_sizes_are_the_defaults_of_our_settings():
-    for experiment in EXPERIMENTS:
-        config, scale = Run(experiment, {"norm": "default"}).config, SCALES[experiment]
+    for experiment, card in EXPERIMENTS.items():
+        config, scale = Run(experiment, {"norm": "default"}).config, card.paper
         assert (config.batch_size, config.max_epochs) == (scale.batch_size, scale.max_epochs)
         seeds = {run.config.seed for run in preset_runs("paper", experiments=[experiment])}
         assert len(seeds) == scale.num_seeds
