@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: run test bench report
+.PHONY: run test bench gpu report
 
 # DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample. It goes to the shell as a
 # variable, unexpanded, so that its name may hold any character.
@@ -27,6 +27,10 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
 	.venv/bin/python -m benchmarks.gradient_step --output results $(DATA_ROOT)
+
+# What a GPU gives: its tests, gradient steps with and without CUDA graphs, two epochs. Without one it ends. DATA as above.
+gpu: $(INSTALLED)
+	.venv/bin/python -m reproduction.gpu $(DATA_ROOT)
 
 # One page of what is in results/, in results/report.html.
 report: $(INSTALLED)

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 import figures
 from common.results import Results, load_all
 
-from . import diagnostic_figures, typesetting
+from . import diagnostic_figures, gpu, typesetting
 from .captions import CAPTIONS, caption
 from .experiments import EXPERIMENTS
 from .runs import PRESETS, identity_of, preset_runs, way_of
@@ -58,7 +58,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         norms=[norm for norm in LOOKS if any(norm in row["states"] for row in coverage)],
         machines=_machines(results.values()),
         legend=typesetting.LEGEND,
-        tables=tables,
+        tables=[*tables, *gpu.tables(results_dir)],
         drawings=drawings,
         animation=_animation(results_dir),
         lacking=lacking,

@@ -290,7 +290,7 @@ def tolerances(*values: float) -> str:
 
 def is_number(column: str) -> bool:
     """Whether a table's column of this name holds numbers, and so stands to the right."""
-    return column not in ("rtol, atol", "norm", "quantity", "paper: status")
+    return column not in ("rtol, atol", "norm", "quantity", "paper: status", "experiment", "way")
 
 
 def _latex_table(table: Table) -> str:

@@ -17,6 +17,15 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    import torch  # here, as it reads the number of threads
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder with room for 1 MiB: a file system of its own, which only root can have."""

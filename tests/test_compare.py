@@ -118,3 +118,14 @@ def test_bad_arguments_are_named(changes, sentence):
     given = {"func": Network(dtype=torch.float32), "y0": torch.ones(3), "t": T, "loss": squares, **QUICK, **changes}
     with pytest.raises(ValueError, match=sentence):
         compare(given.pop("func"), given.pop("y0"), given.pop("t"), given.pop("loss"), **given)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_allocator_counts_the_memory():
+    func = Network(dtype=torch.float32).cuda()
+    found = compare(func, random(4, 3, dtype=torch.float32).cuda(), T.cuda(), squares, **QUICK)
+    for row in found.rows:
+        assert not row.failure
+        assert row.milliseconds > 0
+        assert row.mebibytes > 0
+        assert 0 < row.error < 0.01

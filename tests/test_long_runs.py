@@ -16,7 +16,7 @@ from datasets.batches import Batches, DataSplit
 
 NUM_EPOCHS, NUM_BATCHES = 40, 50
 WARM_UP = 400
-GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 def resident_bytes():

@@ -133,7 +133,7 @@ def test_a_solve_leaves_nothing_behind(tapes):
     assert not any(graph() for graph in graphs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_a_real_graph_gives_the_eager_gradient(adjoint, monkeypatch):
     def on_gpu():

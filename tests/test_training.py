@@ -417,7 +417,7 @@ def test_provenance_tells_versions_and_commit():
     assert provenance["device_name"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_memory_is_measured_on_a_gpu(tmp_path):
     config = make_config(tmp_path, device=0)
     parts = [Batches((torch.ones(8, 2, device="cuda"),), 8) for _ in range(3)]

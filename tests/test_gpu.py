@@ -1,0 +1,61 @@
+"""What `make gpu` measures, on the CPU: there nothing is recorded, so that ways differ by their adjoint alone."""
+
+import json
+
+import pytest
+import torch
+
+import acrobot
+from reproduction import gpu, page
+from torchadjoint import replay
+
+
+@pytest.fixture(scope="module")
+def rows():
+    config = acrobot.Config("cpu", "seminorm", batch_size=8, num_trajectories=16)
+    return {row["way"]: row for row in gpu.gradient_steps("acrobot", config, num_rounds=1)}
+
+
+def test_every_way_takes_the_step(rows):
+    assert list(rows) == list(gpu.WAYS)
+    assert all(row["milliseconds"] > 0 and row["forward_nfe"] > 0 for row in rows.values())
+    assert rows["ours, discrete"]["backward_nfe"] < rows[gpu.GRAPHS]["backward_nfe"]
+
+
+def test_graphs_do_not_change_the_gradient_and_adjoints_do(rows):
+    assert rows[gpu.KERNELS]["difference"] == rows[gpu.GRAPHS]["difference"] == 0
+    assert 0 < rows["ours, discrete"]["difference"] < 1
+    assert 0 < rows["torchdiffeq, seminorm"]["difference"] < 1e-3
+
+
+def test_a_way_holds_while_it_is_applied(monkeypatch):
+    device = torch.device("cuda")
+    with gpu.WAYS[gpu.KERNELS].applied():
+        assert not replay.can_record(device)
+    with gpu.WAYS[f"{gpu.GRAPHS}, deterministic"].applied():
+        assert replay.can_record(device)
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_rows_as_a_table(rows):
+    table = gpu.table(list(rows.values()))
+    assert list(table["way"]) == list(gpu.WAYS)
+    assert table["experiment"].iloc[0] == "Symplectic ODE-Net on acrobot, batch 8"
+
+
+def test_the_report_shows_what_was_kept(rows, tmp_path):
+    assert gpu.tables(str(tmp_path)) == []
+    record = {"provenance": {"device_name": "a card"}, "rounds": 1, "tests_passed": True, "seconds_of_two_epochs": 30.0}
+    (tmp_path / gpu.FILE).write_text(json.dumps({**record, "rows": list(rows.values())}))
+    [table] = gpu.tables(str(tmp_path))
+    assert len(table.frame) == len(gpu.WAYS)
+    assert "a card" in table.notes[0]
+    assert "A gradient step on a GPU" in page.make_page(str(tmp_path), "cpu", tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_it_says_so(capsys, tmp_path):
+    gpu.main(gpu.Options(results_dir=str(tmp_path)))
+    assert "No GPU" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
