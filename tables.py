@@ -26,7 +26,7 @@ from reproduction.sweep import Engine, sweep
 from reproduction.timing import Sample, rough_seconds
 
 ROOT = Path(__file__).parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
 REFERENCE = str(ROOT / "reference")
 """The committed runs."""
 
@@ -97,20 +97,20 @@ class Show(Selection):
 
 
 @dataclass(frozen=True)
-class Readme:
-    """Trains nothing: puts the tables into README.md, in place of those that it has."""
+class Page:
+    """Trains nothing: puts the tables into docs/results.md, in place of those that it has."""
 
     preset: Literal[tuple(PRESETS)] = "cpu"
     """Whose tables."""
     results_dir: str = REFERENCE
     """Folder of the results files."""
     check: bool = False
-    """Write nothing; exit with 1 if README.md has other tables than these."""
+    """Write nothing; exit with 1 if the page has other tables than these."""
 
 
-def main(options: Train | Plan | Show | Readme) -> None:
+def main(options: Train | Plan | Show | Page) -> None:
     """What the command line asks for."""
-    {Train: train, Plan: plan, Show: show, Readme: readme}[type(options)](options)
+    {Train: train, Plan: plan, Show: show, Page: page}[type(options)](options)
 
 
 def train(options: Train) -> None:
@@ -165,17 +165,17 @@ def show(options: Show) -> None:
     print_tables(standing, options.results_dir, format=options.format, all_seeds=options.all_seeds)
 
 
-def readme(options: Readme) -> None:
-    """Puts the tables into README.md; with `check`, only exits with 1 if other tables are there."""
+def page(options: Page) -> None:
+    """Puts the tables into docs/results.md; with `check`, only exits with 1 if other tables are there."""
     results = load_all(options.results_dir).values()
     standing = statuses(on_found_data(preset_runs(options.preset), results), options.results_dir)
-    document = README.read_text(encoding="utf-8")
+    document = PAGE.read_text(encoding="utf-8")
     updated = typesetting.insert(document, typesetting.render(standing, results, format="markdown"))
     if updated == document:
         return
     if options.check:
-        sys.exit(f"The tables in {README.name} are not those of the results: write them by `python tables.py readme`.")
-    files.replace(README, updated.encode())
+        sys.exit(f"The tables in {PAGE.name} are not those of the results: write them by `python tables.py page`.")
+    files.replace(PAGE, updated.encode())
 
 
 def print_tables(standing: Sequence[Status], results_dir: str, **options) -> None:
@@ -263,7 +263,7 @@ COMMANDS = (
     Annotated[Train, tyro.conf.subcommand("run")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Readme, tyro.conf.subcommand("readme")]
+    | Annotated[Page, tyro.conf.subcommand("page")]
 )
 
 if __name__ == "__main__":

@@ -44,11 +44,11 @@ SUMMARY = {
     "diffrax, backsolve with the seminorm": "diffrax, backsolve with the seminorm",
     "diffrax, recursive checkpoints": "diffrax, recursive checkpoints",
 }
-"""The contestants that the README shows, and what it calls them."""
+"""The contestants that docs/benchmark.md shows, and what it calls them."""
 
 
 SUMMARY_BEGIN, SUMMARY_END = "<!-- gradient step: begin -->", "<!-- gradient step: end -->"
-"""What stands between them in a file of the output stands in the README too."""
+"""What stands between them in a file of the output stands in docs/benchmark.md too."""
 
 
 class _Floor:
@@ -132,7 +132,7 @@ def _share(evaluations: tuple[int, int], forward: float, backward: float) -> flo
 
 
 def summarise(tables: dict[str, pandas.DataFrame]) -> str:
-    """What the README shows of the tables, by the titles of their problems: the seconds, in Markdown."""
+    """What docs/benchmark.md shows of the tables, by the titles of their problems: the seconds, in Markdown."""
     columns = {
         title: table.set_index("gradient step")["seconds"].reindex(list(SUMMARY)).rename(SUMMARY)
         for title, table in tables.items()

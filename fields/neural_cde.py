@@ -1,6 +1,6 @@
 """The field of a neural controlled differential equation, f(t, z) = g(z) dX/dt, without autograd. `NeuralCDE` uses it.
 
-What it gains over autograd on the same solver is in the README's benchmark. Where the gain comes from: no graph;
+What it gains over autograd on the same solver is in docs/benchmark.md. Where the gain comes from: no graph;
 tanh(x) as 2 sigmoid(2 x) - 1, which takes a quarter of tanh's time on AMD: the 2 is in the weights, the -1 is one sum
 of dX/dt; the product with dX/dt as one batched product in a layout that suits it; dX/dt looked up once for each
 interval between knots; each layer's bias as one more input, so that no pass adds it or sums its gradient; every buffer

@@ -3,7 +3,7 @@
 The equations need the derivatives of the inverse mass matrix along both angles, and the gradient of the potential. The
 former ride through their network as two more rows for each sample, so that one matrix product serves the value and both
 derivatives; for the latter the potential's network is followed back. So nothing is ever differentiated twice. What that
-gains is in the README's benchmark. The products by hand save the graph, and compute the cotangents of the layers once
+gains is in docs/benchmark.md. The products by hand save the graph, and compute the cotangents of the layers once
 for both products.
 """
 

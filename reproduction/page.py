@@ -30,9 +30,8 @@ from .style import LOOKS, NothingToDraw, render
 from .summary import collect
 from .typesetting import NOTHING, QUANTITIES, Table, is_number, tolerances
 
-README = Path(__file__).parents[1] / "README.md"
-DEVIATIONS = "Deviations from the paper and its code"
-"""The section of the README that the page takes over."""
+DEVIATIONS = Path(__file__).parents[1] / "docs" / "deviations.md"
+"""What the page takes over, below its heading."""
 LARGEST_SVG = 150_000
 """Bytes above which a figure is on the page as PNG: thousands of points are smaller as pixels."""
 PIXELS = 108
@@ -62,7 +61,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         drawings=drawings,
         animation=_animation(results_dir),
         lacking=lacking,
-        deviations=_deviations(os.path.relpath(README, directory)),
+        deviations=_deviations(os.path.relpath(DEVIATIONS, directory)),
         runs=[*_recorded(results, standing, directory), *_unrecorded(results.values(), standing)],
     )
 
@@ -190,16 +189,14 @@ def _inline(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _deviations(readme: str) -> Markup:
-    """The README's section of them. `readme` is where that file is from the page: its links start from there."""
+def _deviations(source: str) -> Markup:
+    """Those of docs/. `source` is where that file is from the page: its links start from there."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = markdown.parse(README.read_text(encoding="utf-8"))
-    headings = [index for index, token in enumerate(tokens) if token.type == "heading_open" and token.tag <= "h2"]
-    [start] = [index for index in headings if tokens[index + 1].content == DEVIATIONS]
-    section = tokens[start + 3 : min((index for index in headings if index > start), default=None)]
+    tokens = markdown.parse(DEVIATIONS.read_text(encoding="utf-8"))
+    section = tokens[3:]  # without the heading
     for token in itertools.chain.from_iterable(token.children or [] for token in section):
         if token.type == "link_open":
-            token.attrs["href"] = urljoin(readme, token.attrs["href"])
+            token.attrs["href"] = urljoin(source, token.attrs["href"])
     return Markup(markdown.renderer.render(section, markdown.options, {}))
 
 

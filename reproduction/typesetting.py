@@ -1,4 +1,4 @@
-"""Numbers to text: the tables of a list of runs for terminal, Markdown, LaTeX or CSV, and those in the README.
+"""Numbers to text: the tables of a list of runs for terminal, Markdown, LaTeX or CSV, and those in docs/results.md.
 
 `tables.py` prints them and the report shows them.
 """

@@ -1,4 +1,4 @@
-"""The text of the tables: what is missing shown as missing, each format, and the README kept in step."""
+"""The text of the tables: what is missing shown as missing, each format, and the page of results kept in step."""
 
 import io
 import shutil
@@ -170,32 +170,32 @@ def test_unclear_markers_are_refused(document):
         insert(document, "text")
 
 
-def test_check_says_whether_the_readme_is_up_to_date_and_writing_makes_it_so(monkeypatch, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    monkeypatch.setattr(tables, "README", readme)
-    readme.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+def test_check_says_whether_the_page_is_up_to_date_and_writing_makes_it_so(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "results.md"
+    monkeypatch.setattr(tables, "PAGE", page)
+    page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     options = dict(preset="cpu", results_dir=str(tmp_path))
     with pytest.raises(SystemExit, match="are not those of the results"):
-        tables.main(tables.Readme(**options, check=True))
-    assert readme.read_text() == f"before\n{BEGIN}\n{END}\nafter\n"
-    tables.main(tables.Readme(**options))
-    assert readme.read_text().startswith(f"before\n{BEGIN}\nMean +- ")
-    assert readme.read_text().endswith(f"\n{END}\nafter\n")
-    tables.main(tables.Readme(**options, check=True))
+        tables.main(tables.Page(**options, check=True))
+    assert page.read_text() == f"before\n{BEGIN}\n{END}\nafter\n"
+    tables.main(tables.Page(**options))
+    assert page.read_text().startswith(f"before\n{BEGIN}\nMean +- ")
+    assert page.read_text().endswith(f"\n{END}\nafter\n")
+    tables.main(tables.Page(**options, check=True))
 
 
-def test_a_readme_that_cannot_be_written_keeps_what_it_has(monkeypatch, tmp_path):
-    readme = tmp_path / "README.md"
-    monkeypatch.setattr(tables, "README", readme)
-    readme.write_text(old := f"{BEGIN}\n{END}\n")
+def test_a_page_that_cannot_be_written_keeps_what_it_has(monkeypatch, tmp_path):
+    page = tmp_path / "results.md"
+    monkeypatch.setattr(tables, "PAGE", page)
+    page.write_text(old := f"{BEGIN}\n{END}\n")
 
     def fail(descriptor):
         raise OSError("no room")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="no room"):
-        tables.main(tables.Readme(results_dir=str(tmp_path)))
-    assert readme.read_text() == old
+        tables.main(tables.Page(results_dir=str(tmp_path)))
+    assert page.read_text() == old
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_the_papers_figures_agree_with_what_it_claims_to_save():
     assert [f"{share:.0%}" for share in saved] == ["40%", "58%", "62%"]
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results():
-    document = tables.README.read_text(encoding="utf-8")
+def test_the_tables_of_the_page_are_those_of_the_results():
+    document = tables.PAGE.read_text(encoding="utf-8")
     results = load_all(tables.REFERENCE).values()
     text = render(statuses(on_found_data(preset_runs("cpu"), results), tables.REFERENCE), results, format="markdown")
-    assert insert(document, text) == document, "run: python tables.py readme"
+    assert insert(document, text) == document, "run: python tables.py page"
