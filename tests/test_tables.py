@@ -125,7 +125,7 @@ def test_the_recordings_are_looked_at_before_anything_is_counted(monkeypatch, ca
 def test_nothing_is_trained_by_accident(monkeypatch, capsys, arguments):
     assert command(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err
-    assert any(word in error for word in ("quick,cpu,paper", "run, plan, show, readme", "Unrecognized"))
+    assert any(word in error for word in ("quick,cpu,paper", "run, plan, show, page", "Unrecognized"))
 
 
 @pytest.mark.usefixtures("no_training")
