@@ -6,7 +6,6 @@ parameters and by the one that does not. There are three steps: the grid, predic
 a check of these.
 """
 
-import copy
 import itertools
 import json
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torchadjoint.norms import rms_norm
 
 from .collapse import predicted_saving, saving
 from .diagnostics import path_of, save_record
-from .gradients import gradient_of
+from .gradients import exact_gradient, gradient_of, relative_error
 from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
 
 NORMS = ("default", "per-tensor", "seminorm")
@@ -74,13 +73,8 @@ def measure_case(subject: Subject, grid: Grid, case: Case, settings: Sequence[tu
     gradient. `reference_error` is the distance of `discrete` from it there.
     """
     model, batch = subject.build(case), subject.batch(case.batch_size)
-    exact_model = copy.deepcopy(model).double()
-    exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
-    tight = {"rtol": grid.rtol / 100, "atol": min(grid.atols) / 100}
-    exact, other = (
-        gradient_of(exact_model, exact_batch, subject.loss_function, **tight, adjoint=adjoint)[0]
-        for adjoint in ("seminorm", "discrete")
-    )
+    reference = grid.rtol / 100, min(grid.atols) / 100
+    exact, reference_error = exact_gradient(model, batch, subject.loss_function, reference)
     rows = []
     for (loss_scale, atol), norm in itertools.product(settings, NORMS):
         gradient, counted = gradient_of(
@@ -93,13 +87,13 @@ def measure_case(subject: Subject, grid: Grid, case: Case, settings: Sequence[tu
                 "norm": norm,
                 "forward_nfe": counted.forward.nfe,
                 "backward_nfe": counted.backward.nfe,
-                "error": ((gradient / loss_scale - exact).norm() / exact.norm()).item(),
+                "error": relative_error(gradient / loss_scale, exact),
             }
         )
     return {
         **describe_case(subject, grid, case, model),
-        "reference": [tight["rtol"], tight["atol"]],
-        "reference_error": ((other - exact).norm() / exact.norm()).item(),
+        "reference": reference,
+        "reference_error": reference_error,
         "rows": rows,
     }
 
