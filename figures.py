@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from common import command_line, files
 from common.results import load_all
-from reproduction import diagnostic_figures, run_figures, time_figures
+from reproduction import diagnostic_figures, law_figures, run_figures, time_figures
 from reproduction.experiments import EXPERIMENTS
 from reproduction.style import NothingToDraw, render
 
@@ -34,6 +34,11 @@ def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
     read = partial(diagnostic_figures.read, results_dir)
     drawings["gradient-errors"] = lambda: diagnostic_figures.gradient_errors(read("gradient_errors"))
     drawings["step-errors"] = lambda: diagnostic_figures.step_errors(read("step_errors"))
+    of_law = partial(read, names=law_figures.TITLES)
+    drawings["law"] = lambda: law_figures.law(
+        of_law("law", command="reproduction.law grid"), of_law("law_predictions", command="reproduction.law predict")
+    )
+    drawings["equal-error"] = lambda: law_figures.equal_error(read("equal_error", command="reproduction.equal_error"))
     drawings["acrobot-control-frames"] = lambda: diagnostic_figures.control_frames(read("control"))
     drawings["acrobot-control-curves"] = lambda: diagnostic_figures.control_curves(read("control"))
     return drawings

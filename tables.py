@@ -17,7 +17,8 @@ import tyro
 
 from common import command_line, files
 from common.results import load_all
-from reproduction import typesetting
+from reproduction import claim_list, claims, typesetting
+from reproduction.evidence import Evidence
 from reproduction.experiments import EXPERIMENTS
 from reproduction.local_engine import devices_of, run_locally
 from reproduction.runs import PRESETS, Run, load_data, preset_runs
@@ -27,6 +28,7 @@ from reproduction.timing import Sample, rough_seconds
 
 ROOT = Path(__file__).parent
 PAGE = ROOT / "docs" / "results.md"
+CLAIMS = ROOT / "results" / "CLAIMS.md"
 REFERENCE = str(ROOT / "reference")
 """The committed runs."""
 
@@ -108,9 +110,19 @@ class Page:
     """Write nothing; exit with 1 if the page has other tables than these."""
 
 
-def main(options: Train | Plan | Show | Page) -> None:
+@dataclass(frozen=True)
+class Claims:
+    """Trains nothing: writes the page of claims, each judged by a rule from the results."""
+
+    results_dir: str = REFERENCE
+    """Folder of the results files."""
+    check: bool = False
+    """Write nothing; exit with 1 if the page is another than this."""
+
+
+def main(options: Train | Plan | Show | Page | Claims) -> None:
     """What the command line asks for."""
-    {Train: train, Plan: plan, Show: show, Page: page}[type(options)](options)
+    {Train: train, Plan: plan, Show: show, Page: page, Claims: write_claims}[type(options)](options)
 
 
 def train(options: Train) -> None:
@@ -176,6 +188,15 @@ def page(options: Page) -> None:
     if options.check:
         sys.exit(f"The tables in {PAGE.name} are not those of the results: write them by `python tables.py page`.")
     files.replace(PAGE, updated.encode())
+
+
+def write_claims(options: Claims) -> None:
+    """Writes the page of claims; with `check`, only exits with 1 if another is there."""
+    text = claims.page(claim_list.claims(), Evidence.of(options.results_dir), CLAIMS.parent).encode()
+    if not options.check:
+        files.replace(CLAIMS, text)
+    elif not CLAIMS.exists() or CLAIMS.read_bytes() != text:
+        sys.exit(f"{CLAIMS.name} is not what the results say: write it by `python tables.py claims`.")
 
 
 def print_tables(standing: Sequence[Status], results_dir: str, **options) -> None:
@@ -264,6 +285,7 @@ COMMANDS = (
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Page, tyro.conf.subcommand("page")]
+    | Annotated[Claims, tyro.conf.subcommand("claims")]
 )
 
 if __name__ == "__main__":

@@ -102,9 +102,9 @@ class NeuralODE(nn.Module):
     It solves by its attribute `solve`, which each contestant sets.
     """
 
-    def __init__(self):
+    def __init__(self, width: int = 64):
         super().__init__()
-        layers = [nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 16)]
+        layers = [nn.Linear(16, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 16)]
         self.vector_field = _Network(nn.Sequential(*layers))
 
     def forward(self, y0: Tensor) -> tuple[Tensor, SolveStatistics]:
@@ -242,15 +242,20 @@ def symplectic_ode_net(num_rounds: int) -> Problem:
     )
 
 
+def turning_points(num_points: int) -> tuple[Tensor, Tensor]:
+    """Points (num_points, 16) that turn about the origin, and where they are at `TIMES` (times, num_points, 16)."""
+    numbers = randomness.stream(0, "points")
+    spin = torch.randn(16, 16, generator=numbers) / 16
+    y0 = torch.randn(num_points, 16, generator=numbers)
+    return y0, torch.stack([y0 @ torch.linalg.matrix_exp((spin - spin.T) * t) for t in TIMES])
+
+
 def neural_ode(num_rounds: int) -> Problem:
     """A batch of points that turn about the origin."""
     tolerances = dict(rtol=1e-5, atol=1e-7)
     with randomness.seeded(0, "weights"):
         model = NeuralODE()
-    numbers = randomness.stream(0, "points")
-    spin = torch.randn(16, 16, generator=numbers) / 16
-    y0 = torch.randn(64, 16, generator=numbers)
-    batch = y0, torch.stack([y0 @ torch.linalg.matrix_exp((spin - spin.T) * t) for t in TIMES])
+    batch = turning_points(64)
     _train_briefly(model, [batch], functional.mse_loss, **tolerances)
     step = functools.partial(_step, model, batch, functional.mse_loss)
     ways = {

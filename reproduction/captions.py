@@ -67,6 +67,21 @@ CAPTIONS = {
         "step is rejected. Where that is the parameters' adjoint, a_θ, the seminorm takes longer steps; where it is "
         "the state, z, or its adjoint, a_z, the seminorm has nothing to save.",
     ),
+    "law": Caption(
+        "On what the saving depends",
+        "Charts of the backward NFE against the factor on the loss and against the size of the adjoint over atol, and "
+        "of what the seminorm saves, with predictions and what was measured then; a column for each model.",
+        "Above, a line is a case (weights, width, batch) at one absolute tolerance. In the middle the same points lie "
+        "against the size of the adjoint over atol, with the curve that predictions are made by. Below, rings were "
+        "predicted before the dots were measured.",
+    ),
+    "equal-error": Caption(
+        "What is saved at the same error",
+        "Line charts of the relative error of the gradient against NFE and against CPU seconds, and what every way "
+        "costs over default at the same error; a column for each experiment.",
+        "Above, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. Below, "
+        "a way saves evaluations where it lies left of the line; bars are 95 % intervals over the batches.",
+    ),
     "acrobot-control-frames": Caption(
         "Acrobot's learnt control, in frames",
         "Ten frames of the two links of the acrobot, from hanging at rest, with the path of the tip between them.",

@@ -6,7 +6,7 @@ them to files, a report may put them on its page.
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,19 @@ Records = Mapping[str, Mapping[str, Any]]
 """A measurement, by experiment."""
 
 
-def read(results_dir: str, measurement: str) -> Records:
-    """The measurement of every experiment that has it.
+def read(
+    results_dir: str, measurement: str, names: Iterable[str] = EXPERIMENTS, command: str = "reproduction.diagnostics"
+) -> Records:
+    """The measurement of every experiment, or whatever else `names` are, that has it; `command` is what makes it.
 
     Raises:
         NothingToDraw: if none has, or a file is damaged.
     """
     directory = Path(results_dir, "diagnostics")
-    remedy = f"`python -m reproduction.diagnostics --results-dir {results_dir} --measurements {measurement}`"
+    selection = f" --measurements {measurement}" if command == "reproduction.diagnostics" else ""
+    remedy = f"`python -m {command} --results-dir {results_dir}{selection}`"
     records = {}
-    for experiment in EXPERIMENTS:
+    for experiment in names:
         path = directory / f"{measurement}-{experiment}.json"
         try:
             records[experiment] = json.loads(path.read_bytes())

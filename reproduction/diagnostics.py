@@ -71,7 +71,7 @@ def measure_gradient_errors(
     setting = EXPERIMENTS[experiment].gradients
     rows = gradient_errors(
         model,
-        [_batch(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        [batch_of(data, setting.batch_size, number) for number in range(setting.num_batches)],
         setting.loss_function,
         tolerances=setting.tolerances,
         adjoints=setting.adjoints,
@@ -90,7 +90,7 @@ def measure_methods(
     reference = (config.rtol / 1000, config.atol / 1000)
     rows = gradient_errors(
         model,
-        [_batch(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        [batch_of(data, setting.batch_size, number) for number in range(setting.num_batches)],
         setting.loss_function,
         tolerances=tolerances,
         adjoints=("default", "seminorm", "discrete"),
@@ -106,7 +106,7 @@ def measure_step_errors(
 ) -> dict[str, Any]:
     """See `step_errors` and `drivers`; on a batch as large as the run's, since the mean over a batch scales a_z."""
     setting = EXPERIMENTS[experiment].gradients
-    batch = _batch(data, config.batch_size, 0)
+    batch = batch_of(data, config.batch_size, 0)
     observe = functools.partial(step_errors, model, batch, setting.loss_function)
     own = dict(rtol=config.rtol, atol=config.atol)
     steps = {}
@@ -129,7 +129,7 @@ def measure_control(
     return {"motion": {name: _rounded(column) for name, column in zip(names, rows.T.tolist(), strict=True)}}
 
 
-def _batch(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Tensor, ...]:
+def batch_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Tensor, ...]:
     """Samples from all over the test set, as neighbours may be parts of one trajectory."""
     stride = max(1, len(data[0]) // batch_size)
     return tuple(tensor[number::stride][:batch_size] for tensor in data)
@@ -144,7 +144,8 @@ def path_of(results_dir: str, measurement: str, experiment: str) -> Path:
     return Path(results_dir, "diagnostics", f"{measurement}-{experiment}.json")
 
 
-def _save(path: Path, record: Mapping[str, Any]) -> None:
+def save_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a measurement as strict JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, json.dumps(record, allow_nan=False).encode())
 
@@ -196,7 +197,7 @@ def main(options: Options) -> None:
             values = MEASUREMENTS[measurement](experiment, config, model, data)
             source = {"run": path.relative_to(options.results_dir).as_posix(), "config": results.config}
             target = path_of(options.results_dir, measurement, experiment)
-            _save(target, {**source, "provenance": provenance.describe(torch.device("cpu")), **values})
+            save_record(target, {**source, "provenance": provenance.describe(torch.device("cpu")), **values})
             print(f"Saved {target}", flush=True)
     if lacking:
         sys.exit("\n".join(lacking))

@@ -32,6 +32,28 @@ def gradient_of(
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double(), statistics
 
 
+def exact_gradient(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    reference: tuple[float, float],
+) -> tuple[Tensor, float]:
+    """The gradient by the seminorm in float64 at these rtol and atol, and the error of `discrete` there."""
+    rtol, atol = reference
+    exact_model = copy.deepcopy(model).double()
+    exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
+    exact, other = (
+        gradient_of(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol, adjoint=adjoint)[0]
+        for adjoint in ("seminorm", "discrete")
+    )
+    return exact, relative_error(other, exact)
+
+
+def relative_error(gradient: Tensor, exact: Tensor) -> float:
+    """The norm of the difference over that of the exact one."""
+    return ((gradient - exact).norm() / exact.norm()).item()
+
+
 def gradient_errors(
     model: nn.Module,
     batches: Sequence[tuple[Tensor, ...]],
@@ -49,16 +71,9 @@ def gradient_errors(
     small tolerances float32 shows its rounding too. `reference_error` is the error of `discrete` in float64 at the
     same tolerances: two ways that err differently agree so far.
     """
-    exact_model = copy.deepcopy(model).double()
     rows = []
     for number, batch in enumerate(batches):
-        exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
-        rtol, atol = reference
-        exact, other = (
-            gradient_of(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol, adjoint=adjoint)[0]
-            for adjoint in ("seminorm", "discrete")
-        )
-        reference_error = ((other - exact).norm() / exact.norm()).item()
+        exact, reference_error = exact_gradient(model, batch, loss_function, reference)
         for (rtol, atol), method, adjoint in itertools.product(tolerances, methods, adjoints):
             options = {"adjoint": adjoint, "method": method, "rtol": rtol, "atol": atol}
             started = time.process_time()
@@ -70,7 +85,7 @@ def gradient_errors(
                     "forward_nfe": counted.forward.nfe,
                     "backward_nfe": counted.backward.nfe,
                     "cpu_seconds": time.process_time() - started,
-                    "error": ((gradient - exact).norm() / exact.norm()).item(),
+                    "error": relative_error(gradient, exact),
                     "reference_error": reference_error,
                 }
             )

@@ -1,0 +1,277 @@
+"""What is claimed, for the page of `claims.py`: first what the paper says, then what we say."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import mean
+
+from scipy import stats
+
+from .claims import MEMORY, OURS, PAPER, Above, AtMost, Below, Claim, Holds, Within, factor, log_factor, percent, points
+from .collapse import CHOSEN, between, spreads
+from .evidence import Evidence, Finding, Way, accuracy, backward_nfe, interval, loss, seconds
+from .fair_saving import Cost, Ratio
+from .law_subjects import MODELS
+from .published import PUBLISHED
+from .runs import TOLERANCES
+from .summary import CONFIDENCE
+from .typesetting import tolerances
+
+ACROBOT = (1e-4, 1e-4)
+ACCURACY_MARGIN = 0.02
+"""Within how many points of accuracy two ways learn alike; the paper's spread over seeds is about half a point."""
+LOSS_MARGIN = 0.1
+"""Within which difference of the logarithm two losses are alike: a factor of 1.1."""
+LAW_MARGIN = 0.1
+"""By how much a predicted saving may be off: ten points."""
+RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
+LAW = "python -m reproduction.law {} --weights-dir reference/weights --results-dir reference"
+FAIR = "python -m reproduction.equal_error --weights-dir reference/weights --results-dir reference"
+DIAGNOSTICS = "python -m reproduction.diagnostics --results-dir reference --measurements step_errors"
+TITLES = {"speech_commands": "the Neural CDE", "acrobot": "acrobot", "neural_ode": "the small network"}
+
+
+def claims() -> list[Claim]:
+    """All claims, in the order of the page."""
+    return [*_of_the_paper(), *_of_acrobot(), *_of_steps(), *_of_gradients(), *_of_ours(), *_of_the_law()]
+
+
+def _ways(experiment: str, rtol: float, atol: float, norm: str = "seminorm", **options) -> tuple[Way, Way]:
+    return Way(experiment, rtol, atol, norm, **options), Way(experiment, rtol, atol, "default")
+
+
+def _compared(ways: tuple[Way, Way], quantity: Callable, *, is_share: bool) -> Callable[[Evidence], Finding | None]:
+    return lambda evidence: evidence.compared(*ways, quantity, is_share=is_share)
+
+
+def _of_the_paper() -> Iterator[Claim]:
+    saved = "share of the backward NFE of a training with `default` that `seminorm` saves, over pairs of equal seed"
+    for rtol, atol in TOLERANCES:
+        ways, where = _ways("speech_commands", rtol, atol), f"on Speech Commands at {tolerances(rtol, atol)}"
+        nfe = _compared(ways, backward_nfe, is_share=True)
+        yield Claim(f"The seminorm saves backward evaluations {where}", PAPER, saved, nfe, Above(), percent, RUNS)
+        [published] = [
+            figure
+            for figure in PUBLISHED
+            if (figure.quantity, figure.rtol, figure.atol) == ("backward_nfe", rtol, atol)
+        ]
+        share = 1 - published.seminorm[0] / published.default[0]
+        text = f"It saves {percent(share)} of them there"
+        yield Claim(text, MEMORY, saved, nfe, Holds(share), percent, RUNS)
+        yield Claim(
+            f"The accuracy is not affected {where}",
+            PAPER,
+            "test accuracy with `seminorm` minus that with `default`, over pairs of equal seed",
+            _compared(ways, accuracy, is_share=False),
+            Within(ACCURACY_MARGIN),
+            points,
+            RUNS,
+        )
+    yield Claim(
+        "Training takes less time with the seminorm on Speech Commands at 1e-3, 1e-6",
+        PAPER,
+        "share of the CPU seconds of a training with `default` that `seminorm` saves, pairs on equal CPUs",
+        _compared(_ways("speech_commands", *TOLERANCES[0]), seconds, is_share=True),
+        Above(),
+        percent,
+        RUNS,
+    )
+
+
+def _of_acrobot() -> Iterator[Claim]:
+    saved = "share of the backward NFE of a training with `default` that is saved, over pairs of equal seed"
+    for text, way, source in (
+        ("The seminorm saves backward evaluations on acrobot", {}, PAPER),
+        ("The norm of the released code, `as-published`, saves them on acrobot", {"norm": "as-published"}, PAPER),
+        ("A warm start saves them on acrobot", {"warm_start": True}, OURS),
+        ("`discrete` saves them on acrobot", {"norm": "discrete"}, OURS),
+    ):
+        nfe = _compared(_ways("acrobot", *ACROBOT, **way), backward_nfe, is_share=True)
+        # One in a hundred is no saving: both norms may differ by a few steps.
+        yield Claim(text, source, saved, nfe, Above(0.01), percent, RUNS)
+    for name, way in (("the seminorm", {}), ("`as-published`", {"norm": "as-published"})):
+        yield Claim(
+            f"The loss is not affected by {name} on acrobot",
+            PAPER,
+            "ratio of the test losses to those of `default`, over pairs of equal seed (in the logarithm)",
+            _compared(_ways("acrobot", *ACROBOT, **way), loss, is_share=False),
+            Within(LOSS_MARGIN),
+            log_factor,
+            RUNS,
+        )
+
+
+def _of_steps() -> Iterator[Claim]:
+    def share(evidence: Evidence, experiment: str) -> Finding | None:
+        found = evidence.measurement("step_errors", experiment)
+        if found is None:
+            return None
+        path, record = found
+        shares = [at["a_theta"] for at in record["shares"]]
+        return interval(shares, "pairs of tolerances, one batch and set of weights", [path])
+
+    for experiment in ("speech_commands", "acrobot"):
+        yield Claim(
+            f"The error of the parameters' adjoint sets the steps of `default` in {TITLES[experiment]}",
+            PAPER,
+            "share of the attempted steps in which a_theta has the largest error, over the tolerances",
+            partial(share, experiment=experiment),
+            Above(0.5),
+            percent,
+            DIAGNOSTICS,
+        )
+
+
+def _of_gradients() -> Iterator[Claim]:
+    for rtol in (1e-2, 1e-3, 1e-4):
+        yield Claim(
+            f"At equal tolerances the seminorm's gradient is less exact: the Neural CDE, rtol {tolerances(rtol)}",
+            OURS,
+            "error of its gradient over that of `default`",
+            partial(_ratio, "speech_commands", "nfe", "error", adjoint="seminorm", method="dopri5", rtol=rtol),
+            Above(1.0),
+            factor,
+            FAIR,
+        )
+    ways = [
+        ("the seminorm", {"adjoint": "seminorm", "method": "dopri5"}),
+        ("`discrete`", {"adjoint": "discrete", "method": "dopri5"}),
+        ("the seminorm with bosh3", {"adjoint": "seminorm", "method": "bosh3"}),
+        ("`discrete` with bosh3", {"adjoint": "discrete", "method": "bosh3"}),
+    ]
+    for experiment, rtols in (("speech_commands", (1e-3, 1e-4)), ("acrobot", (1e-3, 1e-4))):
+        for name, way in ways:
+            for rtol in rtols:
+                yield _at_equal_error(experiment, name, "nfe", rtol=rtol, **way)
+    for name, way in ways:
+        yield _at_equal_error("speech_commands", name, "cpu_seconds", rtol=1e-3, **way)
+
+
+def _at_equal_error(experiment: str, name: str, cost: Cost, *, rtol: float, **way) -> Claim:
+    saved = {"nfe": "evaluations", "cpu_seconds": "CPU seconds"}[cost]
+    return Claim(
+        f"At equal error of the gradient {name} at rtol {tolerances(rtol)} saves {saved}: {TITLES[experiment]}",
+        OURS,
+        f"{saved}, forward and backward, over those that `default` with dopri5 needs for the same error",
+        partial(_ratio, experiment, cost, "at_equal_error", rtol=rtol, **way),
+        Below(1.0),
+        factor,
+        FAIR,
+    )
+
+
+def _ratio(experiment: str, cost: Cost, quantity: str, evidence: Evidence, **way) -> Finding | None:
+    found = evidence.fair(experiment, cost, **way)
+    ratio: Ratio | None = None if found is None else getattr(found[1], quantity)
+    if ratio is None:
+        return None
+    path, record = evidence.measurement("equal_error", experiment)
+    num_weights = len({row["seed"] for row in record["rows"]})
+    note = f"of {record['batch_size']} samples, {num_weights} set{'s' * (num_weights > 1)} of weights"
+    if quantity == "at_equal_error" and found[1].num_beyond:
+        note += f"; left out: {found[1].num_beyond} gradients more exact than any of `default`"
+    return Finding(ratio.middle, ratio.low, ratio.high, ratio.num_batches, "batches", (path,), note)
+
+
+def _of_ours() -> Iterator[Claim]:
+    default = Way("speech_commands", *TOLERANCES[0], "default")
+    discrete = Way("speech_commands", *TOLERANCES[0], "discrete", method="bosh3")
+    yield Claim(
+        "bosh3 with `discrete` learns as well as dopri5 with `default` at 1e-3, 1e-6",
+        OURS,
+        "its test accuracy minus that of `default`, over pairs of equal seed",
+        lambda evidence: evidence.compared(discrete, default, accuracy, is_share=False),
+        Within(ACCURACY_MARGIN),
+        points,
+        "python speech_commands.py --device cpu --norm discrete --method bosh3 --rtol 1e-3 --atol 1e-6 --max-epochs 24 "
+        "--batch-size 128 --metric-interval 2 --data-root recordings --results-dir reference --seed 0",
+    )
+    for norm in ("default", "seminorm", "discrete"):
+        loose, tight = (Way("speech_commands", *pair, norm) for pair in (TOLERANCES[0], TOLERANCES[1]))
+        yield Claim(
+            f"Training with `{norm}` does not get better by tolerances ten times tighter",
+            OURS,
+            "test accuracy at 1e-3, 1e-6 minus that at 1e-4, 1e-7, over pairs of equal seed and epochs",
+            lambda evidence, loose=loose, tight=tight: evidence.compared(loose, tight, accuracy, is_share=False),
+            Within(ACCURACY_MARGIN),
+            points,
+            RUNS,
+        )
+
+
+def _of_the_law() -> Iterator[Claim]:
+    for model in MODELS:
+        for norm in ("default", "seminorm"):
+            yield Claim(
+                f"The backward NFE of `{norm}` fall on one curve against {CHOSEN[norm]}: {TITLES[model]}",
+                OURS,
+                "spread about the curve over the spread about a constant, over loss scales, atol, batches and widths",
+                partial(_collapse, model, norm, CHOSEN[norm]),
+                AtMost(0.5),
+                factor,
+                LAW.format("grid"),
+            )
+        yield Claim(
+            f"The ratio of parameters to state sets the cost of `default`: {TITLES[model]}",
+            PAPER,
+            "spread about the curve against that ratio over the spread about a constant",
+            partial(_collapse, model, "default", "parameters / state"),
+            AtMost(0.5),
+            factor,
+            LAW.format("grid"),
+        )
+        yield Claim(
+            f"The saving is largest where atol lies between the sizes of a_z and a_theta: {TITLES[model]}",
+            OURS,
+            "mean saving there minus the mean saving elsewhere, over the settings of the grid (Welch's interval)",
+            partial(_between, model),
+            Above(),
+            points,
+            LAW.format("grid"),
+        )
+    yield Claim(
+        "The saving at settings that were not measured before can be predicted within ten points",
+        OURS,
+        "distance of the predicted saving from the measured one, over the further settings of all models",
+        _prediction,
+        Below(LAW_MARGIN),
+        points,
+        f"{LAW.format('predict')}; {LAW.format('check')}",
+    )
+
+
+def _collapse(model: str, norm: str, quantity: str, evidence: Evidence) -> Finding | None:
+    found = evidence.measurement("law", model)
+    if found is None:
+        return None
+    path, record = found
+    spread = spreads(record["cases"], norm)
+    num_rows = sum(row["norm"] == norm for case in record["cases"] for row in case["rows"])
+    note = f"spread {percent(spread['nothing'])} about a constant, {percent(spread[quantity])} about the curve"
+    share = spread[quantity] / spread["nothing"]
+    return Finding(share, float("nan"), float("nan"), num_rows, "settings", (path,), note)
+
+
+def _between(model: str, evidence: Evidence) -> Finding | None:
+    found = evidence.measurement("law", model)
+    if found is None:
+        return None
+    path, record = found
+    inside, outside = between(record["cases"])
+    if min(len(inside), len(outside)) < 2:
+        return None
+    ends = stats.ttest_ind(inside, outside, equal_var=False).confidence_interval(CONFIDENCE)
+    note = f"{len(inside)} between, with {percent(mean(inside))} saved; elsewhere {percent(mean(outside))}"
+    difference = mean(inside) - mean(outside)
+    return Finding(difference, float(ends.low), float(ends.high), len(inside) + len(outside), "settings", (path,), note)
+
+
+def _prediction(evidence: Evidence) -> Finding | None:
+    found = [file for model in MODELS if (file := evidence.measurement("law_predictions", model)) is not None]
+    distances = [
+        abs(setting["predicted_saving"] - setting["measured_saving"])
+        for _, record in found
+        for setting in record["settings"]
+        if "measured_saving" in setting
+    ]
+    note = f"the farthest is {percent(max(distances))} off" if distances else ""
+    return interval(distances, "settings", [path for path, _ in found], note)

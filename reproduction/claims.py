@@ -1,0 +1,185 @@
+"""The page of claims: what the paper says and what we say, each judged by a rule from the results.
+
+`tables.py claims` writes it. No verdict is typed in: a claim has a number that is computed and a rule that compares it.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .evidence import Evidence, Finding
+from .summary import CONFIDENCE
+
+Verdict = Literal["confirmed", "not confirmed", "refuted", "not testable here"]
+PAPER, MEMORY, OURS = "the paper", "the paper, from memory, not checked against the paper", "ours"
+RUNS_MISSING = "runs missing"
+
+
+@dataclass(frozen=True)
+class Above:
+    """Confirmed if the whole interval lies above the bound, refuted if below; without an interval neither."""
+
+    bound: float = 0.0
+
+    def judge(self, finding: Finding) -> Verdict:
+        """What the finding says."""
+        if finding.low > self.bound:
+            return "confirmed"
+        return "refuted" if finding.high < self.bound else "not confirmed"
+
+
+@dataclass(frozen=True)
+class Below:
+    """Confirmed if the whole interval lies below the bound, refuted if above; without an interval neither."""
+
+    bound: float
+
+    def judge(self, finding: Finding) -> Verdict:
+        """What the finding says."""
+        if finding.high < self.bound:
+            return "confirmed"
+        return "refuted" if finding.low > self.bound else "not confirmed"
+
+
+@dataclass(frozen=True)
+class Within:
+    """Confirmed if the whole interval is within the margin about 0, refuted if it is wholly beyond."""
+
+    margin: float
+
+    def judge(self, finding: Finding) -> Verdict:
+        """What the finding says."""
+        if -self.margin < finding.low and finding.high < self.margin:
+            return "confirmed"
+        return "refuted" if finding.low > self.margin or finding.high < -self.margin else "not confirmed"
+
+
+@dataclass(frozen=True)
+class Holds:
+    """Confirmed if the interval holds the paper's number. Runs as small as ours never refute it."""
+
+    number: float
+
+    def judge(self, finding: Finding) -> Verdict:
+        """What the finding says."""
+        return "confirmed" if finding.low <= self.number <= finding.high else "not confirmed"
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """Confirmed if the number itself is at most the bound, refuted if not: of numbers that have no interval."""
+
+    bound: float
+
+    def judge(self, finding: Finding) -> Verdict:
+        """What the finding says."""
+        return "confirmed" if finding.value <= self.bound else "refuted"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, where it is from, the number that it is about, and the rule."""
+
+    text: str
+    source: Literal["the paper", "the paper, from memory, not checked against the paper", "ours"]
+    what: str
+    """What the number is."""
+    find: Callable[[Evidence], Finding | None]
+    rule: Above | Below | Within | Holds | AtMost
+    show: Callable[[float], str]
+    command: str
+    """What makes the files again."""
+
+    def verdict(self, evidence: Evidence) -> tuple[Verdict, Finding | None]:
+        """The verdict and the number behind it."""
+        finding = self.find(evidence)
+        return ("not testable here", None) if finding is None else (self.rule.judge(finding), finding)
+
+
+def percent(value: float) -> str:
+    """A share."""
+    return f"{100 * value:.0f} %"
+
+
+def points(value: float) -> str:
+    """A difference of shares."""
+    return f"{100 * value:+.1f} points"
+
+
+def factor(value: float) -> str:
+    """A ratio."""
+    return f"{value:.2f}"
+
+
+def log_factor(value: float) -> str:
+    """The ratio of which this is the logarithm."""
+    return factor(math.exp(value))
+
+
+def page(claims: Iterable[Claim], evidence: Evidence, directory: Path) -> str:
+    """The page, in Markdown; its links start from `directory`, where it will lie."""
+    judged = [(claim, *claim.verdict(evidence)) for claim in claims]
+    counts = {verdict: sum(found == verdict for _, found, _ in judged) for verdict in Verdict.__args__}
+    return "\n".join([*_head(counts), *_table(judged), *_behind(judged, directory)]) + "\n"
+
+
+INTRODUCTION = f"""\
+# Claims
+Written by `python tables.py claims` from the committed results: do not edit. A verdict is computed by a rule from
+files, and changes when they change. Both are named with each claim below.
+
+Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. *Not confirmed*: the
+interval leaves it open, or there is one run and so no interval. *Not testable here*: runs or measurements are missing,
+and as soon as they are there the claim is judged. The runs are smaller than the paper's; how large they are stands with
+each claim.
+"""
+
+
+def _head(counts: dict[Verdict, int]) -> Iterator[str]:
+    yield INTRODUCTION
+    yield ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + "."
+    yield ""
+
+
+def _table(judged: list[tuple[Claim, Verdict, Finding | None]]) -> Iterator[str]:
+    yield "| | claim | from | verdict | number | interval | n |"
+    yield "|---:|---|---|---|---:|---|---:|"
+    for number, (claim, verdict, finding) in enumerate(judged, start=1):
+        cells = [RUNS_MISSING, "-", "-"] if finding is None else _cells(claim, finding)
+        yield f"| [{number}](#claim-{number}) | {claim.text} | {claim.source} | **{verdict}** | {' | '.join(cells)} |"
+    yield ""
+
+
+def _cells(claim: Claim, finding: Finding) -> list[str]:
+    ends = [claim.show(end) for end in (finding.low, finding.high)]
+    interval = "-" if math.isnan(finding.low) else " to ".join(ends)
+    return [claim.show(finding.value), interval, str(finding.num)]
+
+
+def _behind(judged: list[tuple[Claim, Verdict, Finding | None]], directory: Path) -> Iterator[str]:
+    for number, (claim, verdict, finding) in enumerate(judged, start=1):
+        yield f"## Claim {number}"
+        yield f"{claim.text} ({claim.source}): **{verdict}**."
+        yield ""
+        yield f"- The number: {claim.what}."
+        yield f"- The rule: {_in_words(claim)}"
+        if finding is not None:
+            note = f" ({finding.note})" if finding.note else ""
+            yield f"- n = {finding.num} {finding.unit}{note}."
+            yield f"- Files: {', '.join(_link(path, directory) for path in sorted(finding.files))}"
+        yield f"- Again: `{claim.command}`"
+        yield ""
+
+
+def _in_words(claim: Claim) -> str:
+    rule, text = claim.rule, " ".join(type(claim.rule).__doc__.split())
+    [bound] = vars(rule).values()
+    return f"{text} Here that is {claim.show(bound)}."
+
+
+def _link(path: Path, directory: Path) -> str:
+    parts = path.parts[-3:] if path.suffix == ".json" and path.parts[-2] != "diagnostics" else path.parts[-2:]
+    return f"[{'/'.join(parts)}]({os.path.relpath(path, directory)})"

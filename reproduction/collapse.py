@@ -1,0 +1,110 @@
+"""The law behind the saving, read off the measurements of `law.py`: on what the backward NFE depends, and on what not.
+
+The backward equation is linear in the adjoint, so a factor c on the loss is one on a_z and a_theta. A step is judged by
+err / (atol + rtol |a|), entry by entry: only c |a| / atol can matter. Where it is small the adjoint is hardly measured,
+and z alone sets the steps. It never stops to matter where it is large: the adjoint has entries of every size, and the
+RMS is made of those that are still below atol / rtol.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy
+from sklearn.isotonic import IsotonicRegression
+
+Case, Row = Mapping[str, Any], Mapping[str, Any]
+
+
+def _over_atol(name: str) -> Callable[[Case, Row], float]:
+    return lambda case, row: row["loss_scale"] * case["sizes"][name] / row["atol"]
+
+
+QUANTITIES: dict[str, Callable[[Case, Row], float]] = {
+    "loss scale": lambda case, row: row["loss_scale"],
+    "1 / atol": lambda case, row: 1 / row["atol"],
+    "parameters / state": lambda case, row: case["num_parameters"] / case["batch_size"],
+    "loss scale / atol": lambda case, row: row["loss_scale"] / row["atol"],
+    "RMS(a_z) at the start / atol": _over_atol("a_z_rms_first"),
+    "RMS(a_z) / atol": _over_atol("a_z_rms_largest"),
+    "max(a_z) / atol": _over_atol("a_z_max_largest"),
+    "RMS(a_theta) / atol": _over_atol("a_theta_rms_last"),
+    "max(a_theta) / atol": _over_atol("a_theta_max_last"),
+}
+"""What the backward NFE may depend on. Without a word, sizes of a_z are the largest along the solve."""
+
+CHOSEN = {"default": "RMS(a_theta) / atol", "per-tensor": "RMS(a_theta) / atol", "seminorm": "RMS(a_z) / atol"}
+"""What each norm's NFE is drawn against and predicted from."""
+
+
+def of_z_alone(case: Case, atol: float) -> int:
+    """The backward NFE that z alone asks for: that of the seminorm at the least loss scale."""
+    rows = [row for row in case["rows"] if row["norm"] == "seminorm" and row["atol"] == atol]
+    return min(rows, key=lambda row: row["loss_scale"])["backward_nfe"]
+
+
+def points(cases: Iterable[Case], norm: str, quantity: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The quantity, and the backward NFE over those of z alone, of every row of this norm: (rows,) each."""
+    pairs = [
+        (QUANTITIES[quantity](case, row), row["backward_nfe"] / of_z_alone(case, row["atol"]))
+        for case in cases
+        for row in case["rows"]
+        if row["norm"] == norm
+    ]
+    return tuple(numpy.array(values) for values in zip(*pairs, strict=True))
+
+
+class Curve:
+    """The non-decreasing curve through points in the logarithms of both, by least squares; constant beyond its ends."""
+
+    def __init__(self, quantity: Sequence[float], nfe: Sequence[float]):
+        self._fit = IsotonicRegression(out_of_bounds="clip").fit(numpy.log(quantity), numpy.log(nfe))
+        self.spread = float(numpy.exp(numpy.std(numpy.log(nfe) - self._fit.predict(numpy.log(quantity)))) - 1)
+        """The standard deviation of the points about the curve, as a share."""
+
+    def __call__(self, quantity: Sequence[float] | float) -> numpy.ndarray:
+        return numpy.exp(self._fit.predict(numpy.log(numpy.atleast_1d(quantity))))
+
+
+def spreads(cases: Sequence[Case], norm: str) -> dict[str, float]:
+    """How far the points lie from one curve, for each quantity; under the name `nothing`, how far from a constant."""
+    found = {name: Curve(*points(cases, norm, name)).spread for name in QUANTITIES}
+    _, nfe = points(cases, norm, "loss scale")
+    return {"nothing": float(numpy.exp(numpy.std(numpy.log(nfe))) - 1), **found}
+
+
+def saving(default_nfe: float, seminorm_nfe: float) -> float:
+    """The share of the backward NFE of `default` that the seminorm saves."""
+    return 1 - seminorm_nfe / default_nfe
+
+
+def predicted_saving(cases: Sequence[Case], case: Case, row: Row) -> float:
+    """What the seminorm saves by the curves of `cases` at a setting of which only the sizes are known."""
+    nfe = {
+        norm: Curve(*points(cases, norm, CHOSEN[norm]))(QUANTITIES[CHOSEN[norm]](case, row))[0]
+        for norm in ("default", "seminorm")
+    }
+    return saving(nfe["default"], nfe["seminorm"])
+
+
+def measured_savings(case: Case) -> dict[tuple[float, float], float]:
+    """What the seminorm saves, by loss scale and absolute tolerance."""
+    nfe = {(row["loss_scale"], row["atol"], row["norm"]): row["backward_nfe"] for row in case["rows"]}
+    return {
+        (loss_scale, atol): saving(nfe[loss_scale, atol, "default"], nfe[loss_scale, atol, "seminorm"])
+        for loss_scale, atol, norm in nfe
+        if norm == "seminorm"
+    }
+
+
+def between(cases: Sequence[Case], *, rtol: float = 1.0) -> tuple[list[float], list[float]]:
+    """What the seminorm saves where atol lies between rtol times the RMS of a_z and that of a_theta, and elsewhere.
+
+    With an `rtol` of 1 between the sizes themselves; with the solve's, between the parts of them that rtol allows.
+    """
+    inside, outside = [], []
+    for case in cases:
+        for (loss_scale, atol), share in measured_savings(case).items():
+            a_z, a_theta = (case["sizes"][name] for name in ("a_z_rms_largest", "a_theta_rms_last"))
+            is_between = loss_scale * rtol * a_z < atol < loss_scale * rtol * a_theta
+            (inside if is_between else outside).append(share)
+    return inside, outside

@@ -1,0 +1,190 @@
+"""What every way to differentiate costs and how exact it is, over tolerances: `python -m reproduction.equal_error`.
+
+At equal tolerances a cheaper gradient may just be a coarser one. `fair_saving.py` reads off these curves what a way
+saves at the same error.
+"""
+
+import importlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from common import command_line, provenance
+from common.results import Results, load_all
+from torchadjoint import Backsolve
+
+from .diagnostics import batch_of, path_of, save_record, test_set, trained_model, trained_run
+from .experiments import EXPERIMENTS
+from .gradients import exact_gradient, gradient_of, relative_error
+
+MEASUREMENT = "equal_error"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to differentiate, and the relative tolerances at which it is measured."""
+
+    adjoint: str
+    method: str
+    rtols: tuple[float, ...]
+    warm_start: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of an experiment. The first way is the curve that the others are compared with."""
+
+    ways: tuple[Way, ...]
+    batch_size: int
+    num_batches: int
+    atol_over_rtol: float
+    reference: tuple[float, float]
+    """rtol and atol, in float64, of what counts as exact: two decades tighter than the tightest of the ways."""
+
+
+FINE = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+LOOSE = (1e-2, 1e-3)
+DECADES = (1e-2, 1e-3, 1e-4)
+MEASURED = {
+    "speech_commands": Measured(
+        (
+            Way("default", "dopri5", FINE),
+            Way("per-tensor", "dopri5", LOOSE),
+            Way("seminorm", "dopri5", DECADES),
+            Way("discrete", "dopri5", DECADES),
+            Way("default", "bosh3", LOOSE),
+            Way("seminorm", "bosh3", DECADES),
+            Way("discrete", "bosh3", DECADES),
+        ),
+        batch_size=16,
+        num_batches=8,
+        atol_over_rtol=1e-3,
+        reference=(1e-6, 1e-9),
+    ),
+    "acrobot": Measured(
+        tuple(
+            Way(adjoint, method, DECADES, warm_start)
+            for method in ("dopri5", "bosh3")
+            for adjoint, warm_start in (
+                ("default", False),
+                ("per-tensor", False),
+                ("seminorm", False),
+                ("seminorm", True),
+                ("as-published", False),
+                ("discrete", False),
+            )
+        ),
+        batch_size=32,
+        num_batches=8,
+        atol_over_rtol=1.0,
+        reference=(1e-6, 1e-6),
+    ),
+}
+
+
+def trained_seeds(weights_dir: str, experiment: str) -> dict[Path, Results]:
+    """The run that `trained_run` chooses, and those that differ from it in nothing but the seed, by their paths.
+
+    FileNotFoundError if there is none.
+    """
+    _, chosen = trained_run(weights_dir, experiment)
+
+    def settings(results: Results) -> dict[str, Any]:
+        return {name: value for name, value in results.config.items() if name not in ("seed", "resume")}
+
+    return {
+        path: results
+        for path, results in load_all(weights_dir).items()
+        if results.experiment == experiment
+        and results.status == "completed"
+        and settings(results) == settings(chosen)
+        and path.with_suffix(".pt").exists()
+    }
+
+
+def measure_batch(measured: Measured, model: nn.Module, batch: tuple[Tensor, ...], loss_function) -> Iterator[dict]:
+    """A row for every way and tolerance: evaluations, CPU seconds of the gradient, its relative error."""
+    exact, reference_error = exact_gradient(model, batch, loss_function, measured.reference)
+    for way in measured.ways:
+        adjoint = Backsolve(way.adjoint, warm_start=True) if way.warm_start else way.adjoint
+        for rtol in way.rtols:
+            tolerances = {"rtol": rtol, "atol": rtol * measured.atol_over_rtol}
+            started = time.process_time()
+            gradient, counted = gradient_of(
+                model, batch, loss_function, adjoint=adjoint, method=way.method, **tolerances
+            )
+            yield {
+                "adjoint": way.adjoint,
+                "warm_start": way.warm_start,
+                "method": way.method,
+                **tolerances,
+                "forward_nfe": counted.forward.nfe,
+                "backward_nfe": counted.backward.nfe,
+                "cpu_seconds": time.process_time() - started,
+                "error": relative_error(gradient, exact),
+                "reference_error": reference_error,
+            }
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures the error of the gradient against its cost, on the CPU, for every seed that has its weights.
+
+    What was measured before is kept, batch by batch, so that it may be stopped and started again.
+    """
+
+    results_dir: str = "results"
+    """Folder of the results, where it is saved in `diagnostics`."""
+    weights_dir: str = "results"
+    """Folder of the results files that have their weights beside them."""
+    data_root: str | None = None
+    """Where the Speech Commands recordings are now; where the run had them if not given."""
+    experiments: tuple[Literal[tuple(MEASURED)], ...] = tuple(MEASURED)
+    """Which experiments."""
+    limit: int | None = None
+    """How many batches to measure at most; a later call measures the others."""
+
+
+def main(options: Options) -> None:
+    """Measures the experiments asked for."""
+    for experiment in options.experiments:
+        measure(experiment, options)
+
+
+def measure(experiment: str, options: Options) -> None:
+    """What the file of this experiment lacks, the first batch of every seed first."""
+    measured, path = MEASURED[experiment], path_of(options.results_dir, MEASUREMENT, experiment)
+    runs = trained_seeds(options.weights_dir, experiment)
+    saved = json.loads(path.read_bytes()) if path.exists() else {"rows": []}
+    known = {(row["seed"], row["batch"]) for row in saved["rows"]}
+    wanted = [(number, run) for number in range(measured.num_batches) for run in runs]
+    missing = [(number, run) for number, run in wanted if (runs[run].config["seed"], number) not in known]
+    for number, run in missing[: options.limit]:
+        config = runs[run].config
+        settings = config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
+        if options.data_root is not None and "data_root" in EXPERIMENTS[experiment].data_settings:
+            settings["data_root"] = options.data_root
+        used = importlib.import_module(experiment).Config(**settings)
+        model = trained_model(experiment, used, run.with_suffix(".pt"))
+        batch = batch_of(test_set(experiment, used, runs[run].provenance["split"]), measured.batch_size, number)
+        rows = measure_batch(measured, model, batch, EXPERIMENTS[experiment].gradients.loss_function)
+        saved = {
+            "run": run.parent.relative_to(options.weights_dir).as_posix(),
+            "config": {name: value for name, value in config.items() if name != "seed"},
+            "provenance": provenance.describe(torch.device("cpu")),
+            "batch_size": measured.batch_size,
+            "reference": measured.reference,
+            "rows": [*saved["rows"], *({"seed": config["seed"], "batch": number, **row} for row in rows)],
+        }
+        save_record(path, saved)
+        print(f"{experiment}: batch {number} of seed {config['seed']} in {path}", flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

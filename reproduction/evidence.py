@@ -1,0 +1,154 @@
+"""What the results say, as numbers with intervals, for `claims.py` to judge: of runs, of measurements, of the law.
+
+Every number comes with the files that it was computed from. What there are no files for is None.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+from scipy import stats
+
+from common.results import Results, load_all
+
+from .diagnostics import path_of
+from .fair_saving import Cost, Fair, compare
+from .runs import whole_config
+from .summary import CONFIDENCE
+
+PAIRED = ("norm", "seed", "warm_start", "max_epochs", "rtol", "atol", "method")
+"""Settings that a comparison names, or in which runs of one kind may differ."""
+INCIDENTAL = ("device", "save", "results_dir", "resume", "data_root", "published_metrics", "metric_interval")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number, the ends of its 95 % interval (NaN where there is none), of how many things, and the files behind."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+    unit: str
+    """What `num` counts: pairs of runs, batches."""
+    files: tuple[Path, ...]
+    note: str = ""
+
+
+def interval(values: Sequence[float], unit: str, files: Iterable[Path], note: str = "") -> Finding | None:
+    """The mean of these values with its interval by Student's t; None if there are none."""
+    if not len(values):
+        return None
+    array = numpy.asarray(values, dtype=float)
+    half = math.nan
+    if len(array) > 1:
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * stats.sem(array))
+    middle = float(array.mean())
+    return Finding(middle, middle - half, middle + half, len(array), unit, tuple(dict.fromkeys(files)), note)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: what a comparison of runs is about."""
+
+    experiment: str
+    rtol: float
+    atol: float
+    norm: str
+    method: str = "dopri5"
+    warm_start: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A folder of results."""
+
+    results_dir: str
+    runs: Mapping[Path, Results] = field(repr=False)
+
+    @classmethod
+    def of(cls, results_dir: str) -> "Evidence":
+        """All that this folder holds."""
+        completed = {path: run for path, run in load_all(results_dir).items() if run.status == "completed"}
+        return cls(results_dir, completed)
+
+    def pairs(self, way: Way, baseline: Way) -> list[tuple[Path, Path]]:
+        """Runs of both with the same seed, data and other settings, and with the most epochs that both have."""
+        mine, theirs = self._keyed(way), self._keyed(baseline)
+        shared = [key for key in mine if key in theirs]
+        most = max((epochs for epochs, *_ in shared), default=0)
+        return [(mine[key], theirs[key]) for key in shared if key[0] == most]
+
+    def _keyed(self, way: Way) -> dict[tuple, Path]:
+        found = {}
+        for path, run in self.runs.items():
+            if run.experiment != way.experiment:
+                continue
+            config = whole_config(run.experiment, run.config)
+            if any(config[name] != getattr(way, name) for name in ("rtol", "atol", "norm", "method", "warm_start")):
+                continue
+            others = {name: value for name, value in config.items() if name not in (*PAIRED, *INCIDENTAL)}
+            key = (len(run.epochs), config["seed"], json.dumps(others, sort_keys=True), run.provenance["split"])
+            found[key] = path
+        return found
+
+    def compared(
+        self, way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool
+    ) -> Finding | None:
+        """The share of the baseline's quantity that the way saves, or the way's minus the baseline's, over pairs.
+
+        Seconds are compared on equal devices only.
+        """
+        pairs = self.pairs(way, baseline)
+        if quantity is seconds:
+            pairs = [pair for pair in pairs if len({self.runs[run].provenance["device_name"] for run in pair}) == 1]
+        values = []
+        for path, other in pairs:
+            mine, theirs = quantity(self.runs[path]), quantity(self.runs[other])
+            values.append(1 - mine / theirs if is_share else mine - theirs)
+        if not pairs:
+            return None
+        run = self.runs[pairs[0][0]]
+        note = f"{len(run.epochs)} epochs, {run.train_metrics.dataset_size:,} samples, batch {run.config['batch_size']}"
+        return interval(values, "pairs of runs", [path for pair in pairs for path in pair], note)
+
+    def measurement(self, name: str, subject: str) -> tuple[Path, dict[str, Any]] | None:
+        """A file of `diagnostics` and what it holds."""
+        path = path_of(self.results_dir, name, subject)
+        return (path, json.loads(path.read_bytes())) if path.exists() else None
+
+    def fair(self, experiment: str, cost: Cost, **way: Any) -> tuple[Path, Fair] | None:
+        """The comparison with `default` of a way at a tolerance, at equal tolerance and at equal error."""
+        found = self.measurement("equal_error", experiment)
+        if found is None:
+            return None
+        path, record = found
+        wanted = {"warm_start": False, **way}
+        for fair in compare(record["rows"], cost):
+            if all(getattr(fair, name) == value for name, value in wanted.items()):
+                return path, fair
+        return None
+
+
+def backward_nfe(run: Results) -> float:
+    """Of all training steps."""
+    return sum(epoch.backward_nfe for epoch in run.epochs)
+
+
+def seconds(run: Results) -> float:
+    """CPU seconds of all training steps; those by the clock in files without CPU seconds."""
+    return sum(epoch.seconds if epoch.cpu_seconds is None else epoch.cpu_seconds for epoch in run.epochs)
+
+
+def accuracy(run: Results) -> float:
+    """The share of the test set that is right."""
+    return run.test_metrics.accuracy
+
+
+def loss(run: Results) -> float:
+    """Of the test set, in the logarithm, so that a difference is that of a factor."""
+    return math.log(run.test_metrics.loss)

@@ -1,0 +1,183 @@
+"""What a backward solve costs over the scale of the loss: `python -m reproduction.law`, measured for `collapse.py`.
+
+A mean or a sum, a weight before the loss and the size of the batch all multiply the adjoint by a factor. Here one
+gradient is taken over many such factors, absolute tolerances, batches and widths, by the norms that weigh the
+parameters and by the one that does not. There are three steps: the grid, predictions from it for further settings, and
+a check of these.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from common import command_line, provenance
+from torchadjoint import Attempt
+from torchadjoint.norms import rms_norm
+
+from .collapse import predicted_saving, saving
+from .diagnostics import path_of, save_record
+from .gradients import exact_gradient, gradient_of, relative_error
+from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
+
+NORMS = ("default", "per-tensor", "seminorm")
+LOSS_SCALES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
+
+
+def adjoint_sizes(
+    model: nn.Module, batch: tuple[Tensor, ...], loss_function: LossFunction, **options
+) -> dict[str, float]:
+    """How large z, a_z and a_theta are in one backward solve by the norm `default`.
+
+    `rms` is the root mean square of the entries and `max` the largest; `first` is at the start of the backward solve,
+    `last` at its end, and `largest` over all of it. `options` are those of `solve`.
+    """
+    found: dict[str, float] = {}
+    half = 0
+
+    def note(name: str, tensor: Tensor) -> None:
+        for kind, value in (("rms", rms_norm(tensor).item()), ("max", tensor.abs().max().item())):
+            found.setdefault(f"{name}_{kind}_first", value)
+            found[f"{name}_{kind}_largest"] = max(value, found.get(f"{name}_{kind}_largest", 0.0))
+            found[f"{name}_{kind}_last"] = value
+
+    def observe(attempt: Attempt) -> None:
+        nonlocal half
+        if attempt.is_accepted is not None:
+            return
+        if attempt.direction == "forward":
+            half = attempt.state.numel()
+            return
+        state = attempt.state
+        note("z", state[:half])
+        note("a_z", state[half : 2 * half])
+
+    gradient_of(model, batch, loss_function, **options, adjoint="default", observer=observe)
+    # It begins with zeros and is the gradient in the end.
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.vector_field.parameters()])
+    found |= {"a_theta_rms_last": rms_norm(gradient).item(), "a_theta_max_last": gradient.abs().max().item()}
+    return found
+
+
+def measure_case(subject: Subject, grid: Grid, case: Case, settings: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """One case, at these pairs of a factor on the loss and an absolute tolerance: a row for each of them and norm.
+
+    An error is that of the gradient of all parameters, relatively, against the seminorm in float64 at tolerances two
+    decades tighter than the tightest of the grid. This serves all rows, as the gradient of a scaled loss is the scaled
+    gradient. `reference_error` is the distance of `discrete` from it there.
+    """
+    model, batch = subject.build(case), subject.batch(case.batch_size)
+    reference = grid.rtol / 100, min(grid.atols) / 100
+    exact, reference_error = exact_gradient(model, batch, subject.loss_function, reference)
+    rows = []
+    for (loss_scale, atol), norm in itertools.product(settings, NORMS):
+        gradient, counted = gradient_of(
+            model, batch, scaled(subject.loss_function, loss_scale), rtol=grid.rtol, atol=atol, adjoint=norm
+        )
+        rows.append(
+            {
+                "loss_scale": loss_scale,
+                "atol": atol,
+                "norm": norm,
+                "forward_nfe": counted.forward.nfe,
+                "backward_nfe": counted.backward.nfe,
+                "error": relative_error(gradient / loss_scale, exact),
+            }
+        )
+    return {
+        **describe_case(subject, grid, case, model),
+        "reference": reference,
+        "reference_error": reference_error,
+        "rows": rows,
+    }
+
+
+def scaled(loss_function: LossFunction, factor: float) -> LossFunction:
+    """`factor` times the loss."""
+    return lambda prediction, target: factor * loss_function(prediction, target)
+
+
+def describe_case(subject: Subject, grid: Grid, case: Case, model: nn.Module) -> dict[str, Any]:
+    """The case, and the sizes of its adjoint with the loss as it is, by the middle one of the absolute tolerances."""
+    middle = {"rtol": grid.rtol, "atol": sorted(grid.atols)[len(grid.atols) // 2]}
+    return {
+        **asdict(case),
+        "num_parameters": sum(parameter.numel() for parameter in model.vector_field.parameters()),
+        "sizes": adjoint_sizes(model, subject.batch(case.batch_size), subject.loss_function, **middle),
+    }
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures the cost of the backward solve over the scale of the loss, on the CPU in minutes for each model.
+
+    What was measured before is kept, case by case, so that it may be stopped and started again.
+    """
+
+    step: tyro.conf.Positional[Literal["grid", "predict", "check"]]
+    """Grid: the measurements. Predict: from these, what the seminorm saves at further settings. Check: measure that."""
+    results_dir: str = "results"
+    """Folder of the results, where it is saved in `diagnostics`."""
+    weights_dir: str = "results"
+    """Folder of the results files that have their weights beside them."""
+    data_root: str | None = None
+    """Where the Speech Commands recordings are now; where the run had them if not given."""
+    models: tuple[Literal[MODELS], ...] = MODELS
+    """Which models."""
+
+
+def main(options: Options) -> None:
+    """Makes the step for the models asked for."""
+    for name in options.models:
+        subject = subject_of(name, options.weights_dir, options.data_root)
+        step = {"grid": measure_grid, "predict": predict, "check": check}[options.step]
+        step(name, subject, GRIDS[name], options.results_dir)
+
+
+def measure_grid(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
+    """Every case that the file lacks."""
+    settings = [(loss_scale, atol) for atol in grid.atols for loss_scale in LOSS_SCALES]
+    path = path_of(results_dir, "law", name)
+    cases = json.loads(path.read_bytes())["cases"] if path.exists() else []
+    known = [{field: case[field] for field in asdict(grid.cases[0])} for case in cases]
+    for case in grid.cases:
+        if asdict(case) not in known:
+            cases.append(measure_case(subject, grid, case, settings))
+            _save(path, subject, rtol=grid.rtol, cases=cases)
+
+
+def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
+    """What the seminorm saves at the further settings, of which only the sizes of the adjoint are looked at."""
+    cases = json.loads(path_of(results_dir, "law", name).read_bytes())["cases"]
+    settings = []
+    for case, loss_scale, atol in FURTHER[name]:
+        described = describe_case(subject, grid, case, subject.build(case))
+        row = {"loss_scale": loss_scale, "atol": atol}
+        settings.append({**described, **row, "predicted_saving": predicted_saving(cases, described, row)})
+    _save(path_of(results_dir, "law_predictions", name), subject, rtol=grid.rtol, settings=settings)
+
+
+def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
+    """What it does save there, beside what was predicted."""
+    path = path_of(results_dir, "law_predictions", name)
+    settings = json.loads(path.read_bytes())["settings"]
+    for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
+        rows = measure_case(subject, grid, case, [(loss_scale, atol)])["rows"]
+        nfe = {row["norm"]: row["backward_nfe"] for row in rows}
+        setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
+    _save(path, subject, rtol=grid.rtol, settings=settings)
+
+
+def _save(path: Path, subject: Subject, **values: Any) -> None:
+    save_record(path, {**subject.source, "provenance": provenance.describe(torch.device("cpu")), **values})
+    print(f"Saved {path}", flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

@@ -1,0 +1,144 @@
+"""Figures of the law behind the saving and of what is saved at equal error, by `law.py` and `equal_error.py`.
+
+Each takes what `diagnostic_figures.read` returns and gives a matplotlib figure, as those of that module do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from .collapse import CHOSEN, QUANTITIES, Curve, measured_savings, of_z_alone, points, spreads
+from .diagnostic_figures import Records
+from .experiments import EXPERIMENTS
+from .fair_saving import Fair, compare
+from .style import GREY, LOOKS, WIDTH, count_axis, legend_above, power, styled
+
+TITLES = {name: card.short_title for name, card in EXPERIMENTS.items()} | {"neural_ode": "network of 16 channels"}
+DRAWN = ("default", "seminorm")
+"""The norms of the figure of the law; `per-tensor` lies above `default`."""
+
+
+@styled
+def law(records: Records, predictions: Records) -> Figure:
+    """Backward NFE over those of z alone, against the loss scale and against what it depends on; and the saving.
+
+    A column for each model. Above a line is one case at one absolute tolerance. In the middle the same points lie
+    against the adjoint's size over atol, with the curve that predictions are made by. Below is what the seminorm saves,
+    with the further settings: predicted before they were measured (rings), and measured (dots).
+    """
+    figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
+    axes = figure.subplots(3, len(records), squeeze=False)
+    for (raw, collapsed, shares), (model, record) in zip(axes.T, records.items(), strict=True):
+        cases = record["cases"]
+        for norm in DRAWN:
+            _draw_lines(raw, cases, norm)
+            _draw_points(collapsed, cases, norm)
+        spread = {norm: spreads(cases, norm) for norm in DRAWN}
+        raw.set(title=f"{TITLES[model]}\nrtol {power(record['rtol'])}", xscale="log", xlabel="factor on the loss")
+        texts = [
+            f"{norm}: {spread[norm]['nothing']:.0%} to {spread[norm][CHOSEN[norm]]:.0%}".replace("%", " %")
+            for norm in DRAWN
+        ]
+        collapsed.set(title="\n".join(["spread about a constant, about the curve", *texts]), xscale="log")
+        collapsed.set_xlabel(r"RMS of $a_\theta$ (default), $a_z$ (seminorm) / atol")
+        _draw_savings(shares, cases, predictions.get(model, {}).get("settings", ()))
+    axes[0, 0].set_ylabel("backward NFE /\nthose of $z$ alone")
+    axes[1, 0].set_ylabel("backward NFE /\nthose of $z$ alone")
+    axes[2, 0].set_ylabel("saved by the seminorm")
+    figure.align_ylabels(axes[:, 0])
+    legend_above(figure, [*axes[0, :1], *axes[2]])
+    return figure
+
+
+def _draw_lines(ax: Axes, cases: Sequence[Mapping[str, Any]], norm: str) -> None:
+    look = LOOKS[norm]
+    for case in cases:
+        table = pandas.DataFrame([row for row in case["rows"] if row["norm"] == norm])
+        for atol, rows in table.groupby("atol"):
+            nfe = rows["backward_nfe"] / of_z_alone(case, atol)
+            ax.plot(rows["loss_scale"], nfe, color=look.color, linestyle=look.linestyle, linewidth=0.7, label=norm)
+
+
+def _draw_points(ax: Axes, cases: Sequence[Mapping[str, Any]], norm: str) -> None:
+    look = LOOKS[norm]
+    quantity, nfe = points(cases, norm, CHOSEN[norm])
+    ax.plot(quantity, nfe, color=look.color, marker=look.marker, markersize=2.2, linestyle="")
+    where = np.geomspace(quantity.min(), quantity.max(), 200)
+    ax.plot(where, Curve(quantity, nfe)(where), color=look.color, linestyle=look.linestyle, linewidth=1.0)
+
+
+def _draw_savings(ax: Axes, cases: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> None:
+    quantity = QUANTITIES[CHOSEN["default"]]
+    of_grid = [
+        (quantity(case, {"loss_scale": loss_scale, "atol": atol}), share)
+        for case in cases
+        for (loss_scale, atol), share in measured_savings(case).items()
+    ]
+    ax.plot(*zip(*of_grid, strict=True), color=GREY, marker="x", markersize=2.5, linestyle="", label="grid")
+    for setting in settings:
+        where = quantity(setting, setting)
+        if "measured_saving" in setting:
+            ends = [setting["predicted_saving"], setting["measured_saving"]]
+            ax.plot([where, where], ends, color="black", linewidth=0.7)
+            ax.plot(where, ends[1], color="black", marker="o", linestyle="", label="further, measured")
+        own = dict(color="black", marker="o", markerfacecolor="white", linestyle="", label="further, predicted")
+        ax.plot(where, setting["predicted_saving"], **own)
+    ax.set(xscale="log", xlabel=r"RMS of $a_\theta$ / atol")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+@styled
+def equal_error(records: Records) -> Figure:
+    """Error of the gradient against evaluations and CPU seconds, and the cost of each way at equal error.
+
+    A column for each experiment. Above, a line is a way and its points are tolerances: geometric means over batches and
+    weights; filled with dopri5, hollow with bosh3. Below, the evaluations over those that `default` with dopri5 needs
+    for the same error, with 95 % intervals: left of the line a way saves.
+    """
+    figure = Figure(figsize=(WIDTH, 8.2), layout="constrained")
+    axes = figure.subplots(3, len(records), squeeze=False, gridspec_kw={"height_ratios": (1.0, 1.0, 1.5)})
+    for (by_nfe, by_seconds, ratios), (experiment, record) in zip(axes.T, records.items(), strict=True):
+        table = pandas.DataFrame(record["rows"])
+        table["nfe"] = table["forward_nfe"] + table["backward_nfe"]
+        means = np.exp(
+            np.log(table.set_index(["adjoint", "warm_start", "method", "rtol"])[["nfe", "cpu_seconds", "error"]])
+            .groupby(level=[0, 1, 2, 3], sort=False)
+            .mean()
+        )
+        for (adjoint, warm_start, method), line in means.groupby(level=[0, 1, 2], sort=False):
+            name = "seminorm, warm start" if warm_start else adjoint
+            look = LOOKS[name]
+            fill = {} if method == "dopri5" else {"markerfacecolor": "white"}
+            style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker, linewidth=0.9, **fill)
+            by_nfe.plot(line["nfe"], line["error"], label=name if method == "dopri5" else None, **style)
+            by_seconds.plot(line["cpu_seconds"], line["error"], **style)
+        by_nfe.set(title=TITLES[experiment], yscale="log", xlabel="NFE, forward and backward")
+        count_axis(by_nfe.xaxis)
+        by_seconds.set(xscale="log", yscale="log", xlabel="CPU seconds of a gradient")
+        _draw_ratios(ratios, compare(record["rows"], "nfe"))
+    for ax in axes[:2, 0]:
+        ax.set_ylabel("relative error of the gradient")
+    legend_above(figure, axes[0])
+    return figure
+
+
+def _draw_ratios(ax: Axes, found: Sequence[Fair]) -> None:
+    found = [fair for fair in found if fair.at_equal_error is not None][1:]
+    labels = []
+    for place, fair in enumerate(found):
+        look = LOOKS["seminorm, warm start" if fair.warm_start else fair.adjoint]
+        ratio = fair.at_equal_error
+        fill = {} if fair.method == "dopri5" else {"markerfacecolor": "white"}
+        if ratio.num_batches > 1:
+            ax.plot([ratio.low, ratio.high], [place, place], color=look.color, linewidth=0.9)
+        ax.plot(ratio.middle, place, color=look.color, marker=look.marker, linestyle="", **fill)
+        labels.append(f"{fair.adjoint}{', warm' * fair.warm_start}, {fair.method} {fair.rtol:g}")
+    ax.axvline(1.0, color=GREY, linewidth=0.8)
+    ax.set(xscale="log", xlabel="NFE over those of default, dopri5, at the same error")
+    ax.set_yticks(range(len(labels)), labels, fontsize=5.5)
+    ax.invert_yaxis()

@@ -1,0 +1,132 @@
+"""The page of claims is what the committed results say, and a verdict is what its rule makes of them."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tables
+from reproduction.claim_list import claims
+from reproduction.claims import Above, AtMost, Below, Holds, Within
+from reproduction.evidence import Evidence, Finding, interval
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "reference"
+SEMINORM = "seminorm-0-001-1e-06-max_epochs-24-batch_size-128-metric_interval-2"
+
+
+def finding(low, high, value=None):
+    return Finding((low + high) / 2 if value is None else value, low, high, 3, "pairs", ())
+
+
+@pytest.mark.parametrize(
+    ("rule", "confirmed", "refuted", "open_ends"),
+    [
+        (Above(0.1), (0.2, 0.3), (-0.3, 0.05), (0.0, 0.2)),
+        (Below(1.0), (0.2, 0.9), (1.1, 1.2), (0.9, 1.1)),
+        (Within(0.02), (-0.01, 0.015), (0.03, 0.04), (-0.01, 0.05)),
+        (Holds(0.4), (0.3, 0.5), None, (0.5, 0.6)),
+    ],
+)
+def test_a_rule_looks_at_the_whole_interval(rule, confirmed, refuted, open_ends):
+    assert rule.judge(finding(*confirmed)) == "confirmed"
+    assert refuted is None or rule.judge(finding(*refuted)) == "refuted"
+    assert rule.judge(finding(*open_ends)) == "not confirmed"
+    # One run has no interval, whatever it says.
+    for value in (-10.0, 0.0, 0.4, 10.0):
+        assert rule.judge(finding(math.nan, math.nan, value)) == "not confirmed"
+
+
+def test_a_number_without_an_interval_is_judged_by_itself():
+    assert AtMost(0.5).judge(finding(math.nan, math.nan, 0.4)) == "confirmed"
+    assert AtMost(0.5).judge(finding(math.nan, math.nan, 0.6)) == "refuted"
+
+
+def test_an_interval_is_students():
+    found = interval([1.0, 2.0, 3.0], "runs", [])
+    assert (found.value, found.num) == (2.0, 3)
+    assert found.high - found.value == pytest.approx(4.302653 / 3**0.5)
+    assert math.isnan(interval([1.0], "runs", []).low)
+    assert interval([], "runs", []) is None
+
+
+def test_the_committed_page_is_what_the_results_say():
+    """To the byte: `python tables.py claims` writes it."""
+    tables.main(tables.Claims(str(REFERENCE), check=True))
+
+
+def verdicts(results_dir):
+    evidence = Evidence.of(str(results_dir))
+    return {claim.text: claim.verdict(evidence) for claim in claims()}
+
+
+SAVES = "The seminorm saves backward evaluations on Speech Commands at 1e-3, 1e-6"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    shutil.copytree(REFERENCE, tmp_path / "reference")
+    return tmp_path / "reference"
+
+
+def change(path, rewrite):
+    record = json.loads(path.read_bytes())
+    rewrite(record)
+    path.write_text(json.dumps(record))
+
+
+def multiply_backward_nfe(record, factor):
+    for epoch in record["epochs"]:
+        epoch["backward_nfe"] = round(factor * epoch["backward_nfe"])
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "confirmed"), (1.75, "not confirmed"), (4.0, "refuted")])
+def test_a_verdict_changes_with_the_results(copied, factor, verdict):
+    runs = sorted((copied / "speech_commands" / SEMINORM).glob("*.json"))
+    for path in runs:
+        change(path, lambda record: multiply_backward_nfe(record, factor))
+    found, number = verdicts(copied)[SAVES]
+    assert (found, number.num) == (verdict, len(runs))
+    assert {path.relative_to(copied).parts[1].split("-")[0] for path in number.files} == {"default", "seminorm"}
+
+
+def test_a_claim_without_its_runs_is_not_testable_and_one_with_a_single_pair_is_open(copied):
+    runs = sorted((copied / "speech_commands" / SEMINORM).glob("*.json"))
+    for path in runs[1:]:
+        path.unlink()
+    found, number = verdicts(copied)[SAVES]
+    assert (found, number.num) == ("not confirmed", 1)
+    runs[0].unlink()
+    assert verdicts(copied)[SAVES] == ("not testable here", None)
+
+
+def test_runs_of_other_seeds_data_or_epochs_are_no_pairs(copied):
+    runs = sorted((copied / "speech_commands" / SEMINORM).glob("*.json"))
+
+    def other_seed(record):
+        record["config"]["seed"] = 77
+
+    def other_data(record):
+        record["provenance"]["split"] = "0" * 64
+
+    def fewer_epochs(record):
+        record["epochs"], record["history"] = record["epochs"][:2], record["history"][:1]
+
+    for path, rewrite in zip(runs, (other_seed, other_data, fewer_epochs), strict=True):
+        change(path, rewrite)
+    assert verdicts(copied)[SAVES] == ("not testable here", None)
+
+
+def test_the_page_says_which_numbers_of_the_paper_were_not_checked():
+    page = (ROOT / "results" / "CLAIMS.md").read_text(encoding="utf-8")
+    for claim in claims():
+        if isinstance(claim.rule, Holds):
+            assert "from memory, not checked against the paper" in claim.source
+        assert claim.text in page
+
+
+def test_the_files_behind_a_claim_are_there():
+    for claim, (_, number) in zip(claims(), verdicts(REFERENCE).values(), strict=True):
+        assert number is None or (number.files and all(path.exists() for path in number.files)), claim.text

@@ -1,0 +1,162 @@
+"""The law behind the saving: what is measured for it, and that the judges of a collapse know one when they see it."""
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from problems import Network, random
+from test_diagnostics import squares
+from torch import nn
+
+import acrobot
+from reproduction import collapse, law
+from reproduction.gradients import gradient_of
+from reproduction.law_subjects import FURTHER, GRIDS, Case, Grid, Subject, narrowed, neural_ode_subject
+from torchadjoint.norms import rms_norm
+
+GRID = Grid(1e-4, (1e-8, 1e-6, 1e-4), (Case("untrained", 8, 4), Case("untrained", 16, 4)))
+
+
+class Model(nn.Module):
+    """What a subject's model looks like."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.vector_field = Network(width=width, dtype=torch.float32)
+
+    def forward(self, y0):
+        solution = self.solve(self.vector_field, y0, torch.tensor([0.0, 1.0, 2.0]))
+        return solution.y[-1], solution.statistics
+
+
+def batch(size):
+    return (random(size, 3, dtype=torch.float32),)
+
+
+SUBJECT = Subject(lambda case: Model(case.width), batch, squares, {"run": None, "config": {}})
+
+
+def test_sizes_are_those_of_the_backward_solve_and_go_with_the_loss():
+    model, options = Model(16), dict(rtol=1e-6, atol=1e-9)
+    sizes = law.adjoint_sizes(model, batch(4), squares, **options)
+    prediction, _ = model(batch(4)[0])
+    # The loss's gradient of the last state, and the gradient of the field's parameters.
+    assert sizes["a_z_rms_first"] == pytest.approx(rms_norm(2 * prediction).item(), rel=1e-5)
+    assert sizes["z_max_first"] == pytest.approx(prediction.abs().max().item(), rel=1e-5)
+    gradient, _ = gradient_of(model, batch(4), squares, adjoint="discrete", **options)
+    assert sizes["a_theta_rms_last"] == pytest.approx(rms_norm(gradient).item(), rel=1e-3)
+    assert sizes["a_theta_max_last"] == pytest.approx(gradient.abs().max().item(), rel=1e-3)
+    scaled = law.adjoint_sizes(model, batch(4), law.scaled(squares, 1e3), **options)
+    for name, size in sizes.items():
+        assert scaled[name] == pytest.approx(size if name.startswith("z_") else 1e3 * size, rel=0.03)
+    for kind in ("rms", "max"):
+        assert sizes[f"a_z_{kind}_largest"] >= max(sizes[f"a_z_{kind}_first"], sizes[f"a_z_{kind}_last"])
+
+
+def test_a_case_is_measured_by_every_norm_and_its_error_knows_no_factor():
+    settings = [(1.0, 1e-6), (2.0**10, 2.0**10 * 1e-6), (2.0**10, 1e-6)]
+    case = law.measure_case(SUBJECT, GRID, Case("untrained", 16, 4), settings)
+    assert [(row["loss_scale"], row["atol"]) for row in case["rows"][::3]] == settings
+    assert [row["norm"] for row in case["rows"][:3]] == list(law.NORMS)
+    assert case["num_parameters"] == sum(parameter.numel() for parameter in Model(16).parameters())
+    # The gradient over the factor: errors are of one size, where they would be a thousand times that.
+    assert all(case["reference_error"] < row["error"] < 0.05 for row in case["rows"])
+    # The same after a factor on loss and atol, up to z's part; more evaluations after one on the loss alone.
+    nfe = {norm: [row["backward_nfe"] for row in case["rows"] if row["norm"] == norm] for norm in law.NORMS}
+    assert nfe["default"][2] > nfe["default"][0]
+    assert nfe["per-tensor"][2] >= nfe["default"][2] >= nfe["seminorm"][2]
+
+
+def test_the_three_steps_follow_on_each_other(tmp_path, monkeypatch):
+    monkeypatch.setitem(law.FURTHER, "neural_ode", ((Case("untrained", 12, 4), 10.0, 1e-7),))
+    monkeypatch.setattr(law, "LOSS_SCALES", (1e-4, 1.0, 1e4))
+    path = law.path_of(str(tmp_path), "law", "neural_ode")
+    law.measure_grid("neural_ode", SUBJECT, GRID, str(tmp_path))
+    cases = json.loads(path.read_bytes())["cases"]
+    assert [case["width"] for case in cases] == [8, 16]
+    assert all(len(case["rows"]) == 3 * 3 * 3 for case in cases)
+    # A case that is there is not measured again.
+    record = json.loads(path.read_bytes())
+    path.write_text(json.dumps(record | {"cases": cases[1:]}))
+    law.measure_grid("neural_ode", SUBJECT, GRID, str(tmp_path))
+    assert [case["width"] for case in json.loads(path.read_bytes())["cases"]] == [16, 8]
+    law.predict("neural_ode", SUBJECT, GRID, str(tmp_path))
+    predictions = law.path_of(str(tmp_path), "law_predictions", "neural_ode")
+    [predicted] = json.loads(predictions.read_bytes())["settings"]
+    assert "measured_saving" not in predicted
+    law.check("neural_ode", SUBJECT, GRID, str(tmp_path))
+    [checked] = json.loads(predictions.read_bytes())["settings"]
+    assert checked["predicted_saving"] == predicted["predicted_saving"]
+    nfe = {row["norm"]: row["backward_nfe"] for row in checked["rows"]}
+    assert checked["measured_saving"] == 1 - nfe["seminorm"] / nfe["default"]
+
+
+def lawful(size, *, exponent=0.25, largest_of_z=1e-2):
+    """A case whose NFE are 100 for z, and more where the adjoint over atol is large: of `default` by a_theta."""
+    sizes = {f"a_z_{kind}": size for kind in ("rms_first", "rms_largest", "max_largest")}
+    sizes |= {f"a_theta_{kind}_last": 1e3 * size for kind in ("rms", "max")}
+    rows = []
+    for loss_scale in (1e-4, 1e-2, 1.0, 1e2, 1e4):
+        for atol in (1e-6, 1e-3):
+            for norm, of_norm in (("seminorm", size), ("default", 1e3 * size), ("per-tensor", 1e3 * size)):
+                nfe = 100 * max(1.0, largest_of_z * loss_scale * of_norm / atol) ** exponent
+                rows.append({"loss_scale": loss_scale, "atol": atol, "norm": norm, "backward_nfe": nfe})
+    return {"sizes": sizes, "rows": rows, "num_parameters": 10, "batch_size": 4}
+
+
+def test_what_falls_on_one_curve_is_seen_to():
+    cases = [lawful(size) for size in (1e-6, 1e-5, 1e-3)]
+    for norm in ("default", "seminorm"):
+        found = collapse.spreads(cases, norm)
+        assert found[collapse.CHOSEN[norm]] < 0.01 < 0.3 * found["nothing"]
+        for name in ("loss scale", "1 / atol", "parameters / state", "loss scale / atol"):
+            assert found[name] > 5 * found[collapse.CHOSEN[norm]]
+
+
+def test_a_saving_is_predicted_from_sizes_alone():
+    cases = [lawful(size) for size in (1e-6, 1e-5, 1e-3)]
+    setting = {"loss_scale": 30.0, "atol": 1e-5}
+    further = {"sizes": lawful(1e-4)["sizes"]}
+    expected = 1 - (max(1, 1e-2 * 30 * 1e-4 / 1e-5) / (1e-2 * 30 * 1e-1 / 1e-5)) ** 0.25
+    assert collapse.predicted_saving(cases, further, setting) == pytest.approx(expected, abs=0.05)
+
+
+def test_where_atol_lies_between_is_by_the_sizes_of_the_case():
+    inside, outside = collapse.between([lawful(2e-3)])
+    # a_theta is 2. At atol 1e-6 it is between for factors from 5e-7 to 5e-4, at 1e-3 from 5e-4 to 0.5: one of each.
+    assert (len(inside), len(outside)) == (2, 8)
+    # Of the tolerances that an rtol of 1e-2 gives: from 5e-5 to 5e-2, and from 0.05 to 50.
+    inside, outside = collapse.between([lawful(2e-3)], rtol=1e-2)
+    assert (len(inside), len(outside)) == (3, 7)
+
+
+def test_further_settings_are_none_of_the_grid():
+    assert sum(map(len, FURTHER.values())) >= 6
+    for model, settings in FURTHER.items():
+        grid = GRIDS[model]
+        for case, loss_scale, atol in settings:
+            assert case not in grid.cases or loss_scale not in law.LOSS_SCALES or atol not in grid.atols
+
+
+def test_a_narrow_symplectic_network_has_the_same_layers_otherwise():
+    build = partial(acrobot.build, acrobot.Config("cpu", "seminorm"))
+    assert narrowed(build(), 400).vector_field.potential.layers[0].out_features == 300
+    model = narrowed(build(), 20)
+    widths = {
+        name: [layer.out_features for layer in getattr(model.vector_field, name).layers]
+        for name in ("factor", "potential", "control")
+    }
+    assert widths == {"factor": [20, 20, 20, 3], "potential": [20, 20, 1], "control": [20, 20, 4]}
+    model.solve = acrobot.Config("cpu", "seminorm").solve
+    assert model(random(2, 8, 8, dtype=torch.float32))[0].shape == (2, 8, 8)
+
+
+def test_the_small_network_trains_and_has_the_width_asked_for(monkeypatch):
+    subject = neural_ode_subject()
+    monkeypatch.setattr("reproduction.law_subjects.NUM_TRAINING_STEPS", 2)
+    untrained, trained = (subject.build(Case(weights, 8, 4)) for weights in ("untrained", "trained"))
+    assert untrained.vector_field.layers[0].out_features == 8
+    assert not torch.equal(untrained.vector_field.layers[0].weight, trained.vector_field.layers[0].weight)
+    assert math.isfinite(sum(parameter.abs().sum().item() for parameter in trained.parameters()))
