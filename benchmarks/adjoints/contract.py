@@ -16,7 +16,7 @@ what is known about it. Its field is one function, which both PyTorch and JAX ca
   is not timed: compile, and convert the numbers. Tolerances apply in both directions.
 
 To fail, raise: a solve that needs too many steps or meets infinity is a result too, and the first line of its message
-is kept. A contestant is free in all else, but it must solve the problem as it stands: no field rewritten by hand, no
+is kept. `NotImplementedError` says that the installed version of a package lacks the way: it is skipped by name. A contestant is free in all else, but it must solve the problem as it stands: no field rewritten by hand, no
 step sizes from an earlier call, no gradient kept.
 
 A file that is put into either folder takes part; nothing else is edited.

@@ -75,6 +75,9 @@ def measure_problem(
         missing = _missing(output, problem, contestants, rtol)
         found = measure(problem, reference, missing, rtol=rtol, session=-1)
         for contestant, measurement in zip(missing, found, strict=True):
+            if measurement.failure.startswith(NotImplementedError.__name__):
+                tqdm.write(f"{contestant.name} is left out: {measurement.failure.partition(': ')[2]}")
+                continue
             kept = results.load(results.path_of(output, problem.name, contestant.name)) or Results(
                 problem=problem.name,
                 contestant=contestant.name,
