@@ -16,8 +16,9 @@ what is known about it. Its field is one function, which both PyTorch and JAX ca
   is not timed: compile, and convert the numbers. Tolerances apply in both directions.
 
 To fail, raise: a solve that needs too many steps or meets infinity is a result too, and the first line of its message
-is kept. `NotImplementedError` says that the installed version of a package lacks the way: it is skipped by name. A contestant is free in all else, but it must solve the problem as it stands: no field rewritten by hand, no
-step sizes from an earlier call, no gradient kept.
+is kept. `NotImplementedError` says that the installed version of a package lacks the way: it is skipped by name. A
+contestant is free in all else, but it must solve the problem as it stands: no field rewritten by hand, no step sizes
+from an earlier call, no gradient kept.
 
 A file that is put into either folder takes part; nothing else is edited.
 """
@@ -66,12 +67,12 @@ class Problem:
 
 
 TRAITS = {
-    "equation": "a scientific model, whose parameters are fitted",
-    "network": "a neural network of up to 10,000 parameters",
-    "unstable backward": "the backward solve of the state amplifies errors by more than 10^6",
-    "kinks": "the field has kinks or jumps",
+    "equation": "scientific models",
+    "network": "neural networks of up to 10,000 parameters",
+    "unstable backward": "problems whose state, solved backwards, amplifies errors by more than 10^6",
+    "kinks": "fields with kinks or jumps",
 }
-"""The kinds of problems, for the decision list."""
+"""The kinds of problems, for the decision list, and what it calls them."""
 
 
 def loss(y: Any, targets: Any) -> Any:
