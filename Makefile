@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: run test bench gpu report
+.PHONY: run test bench adjoints gpu report
 
 # DATA=folder takes the Speech Commands recordings from there instead of the synthetic sample. It goes to the shell as a
 # variable, unexpanded, so that its name may hold any character.
@@ -27,6 +27,11 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
 	.venv/bin/python -m benchmarks.gradient_step --output results $(DATA_ROOT)
+
+# Errors, time and memory of gradients by every way, the small half, into results/adjoints; what is there stays.
+adjoints: $(INSTALLED)
+	.venv/bin/python -m pip install --quiet --requirement requirements-bench.txt
+	.venv/bin/python -m benchmarks.adjoints
 
 # What a GPU gives: its tests, gradient steps with and without CUDA graphs, two epochs. Without one it ends. DATA as above.
 gpu: $(INSTALLED)

@@ -10,7 +10,6 @@ the very first took by the clock, compilation included.
 forward, and three times as many for one backward, timed in the same rounds.
 """
 
-import ctypes
 import importlib.metadata
 import math
 import os
@@ -27,6 +26,7 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.memory import peak_growth
 from benchmarks.problems import Problem, is_installed, neural_cde, neural_ode, symplectic_ode_net
 from common import command_line, provenance
 from torchadjoint import arguments
@@ -107,7 +107,7 @@ def compare(problem: Problem, clock: Callable[[], float]) -> pandas.DataFrame:
     rows = []
     for contestant in contestants:
         taken = seconds[contestant.name]
-        mebibytes, evaluations = _peak_memory(contestant.count)
+        mebibytes, evaluations = peak_growth(contestant.count)
         ratios = [base / own for base, own in zip(baseline, taken, strict=True)]
         is_counted = isinstance(evaluations, tuple)
         shares = [_share(evaluations, *floor) / own for floor, own in zip(floors, taken, strict=True) if is_counted]
@@ -119,7 +119,7 @@ def compare(problem: Problem, clock: Callable[[], float]) -> pandas.DataFrame:
                 "times faster than the first": f"{statistics.median(ratios):#.3g}",
                 "range": f"{min(ratios):#.3g} to {max(ratios):#.3g}",
                 "% of the floor": f"{100 * statistics.median(shares):.0f}" if shares else "",
-                "MiB": mebibytes,
+                "MiB": "" if mebibytes is None else f"{mebibytes:.0f}",
                 "first step": f"{first[contestant.name]:.1f}",
             }
         )
@@ -143,27 +143,6 @@ def summarise(tables: dict[str, pandas.DataFrame]) -> str:
 
 def _markdown(table: pandas.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True, colalign=("left", *["right"] * (table.shape[1] - 1)))
-
-
-def _peak_memory(count: Callable[[], object]) -> tuple[str, object]:
-    """How far the process's resident memory rises during a step, in MiB, and what the step returns.
-
-    The first is empty where the system does not tell.
-    """
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
-        return "", count()
-    # What was freed goes back to the system first, so that the step must ask for all that it needs.
-    ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")  # the peak becomes what is resident now
-    before = _resident(status, "VmRSS")
-    counted = count()
-    return f"{(_resident(status, 'VmHWM') - before) / 1024:.0f}", counted
-
-
-def _resident(status: Path, name: str) -> int:
-    [line] = [line for line in status.read_text().splitlines() if line.startswith(f"{name}:")]
-    return int(line.split()[1])
 
 
 def kind_of_cpu() -> str:

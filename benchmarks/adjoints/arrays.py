@@ -1,0 +1,52 @@
+"""The functions of arrays in which the problems write their fields: one text of a field serves PyTorch and JAX."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Functions of one library's arrays. Operators and indices need none: both libraries share them."""
+
+    tanh: Callable[[Any], Any]
+    relu: Callable[[Any], Any]
+    softplus: Callable[[Any], Any]
+    stack: Callable[..., Any]
+    """Of a list of arrays, and the new axis."""
+    concatenate: Callable[..., Any]
+    """Of a list of arrays, and the axis."""
+    roll: Callable[..., Any]
+    """Of an array, by how far, and along which axis."""
+    linear: Callable[[Any, Any, Any], Any]
+    """x weight^T + bias, as one kernel where the library has one."""
+
+
+TORCH = Arrays(
+    tanh=torch.tanh,
+    relu=torch.relu,
+    softplus=functional.softplus,
+    stack=torch.stack,
+    concatenate=torch.cat,
+    roll=torch.roll,
+    linear=functional.linear,
+)
+
+
+def of_jax() -> Arrays:
+    """Those of JAX, which this imports."""
+    import jax
+    import jax.numpy as jnp
+
+    return Arrays(
+        tanh=jnp.tanh,
+        relu=jax.nn.relu,
+        softplus=jax.nn.softplus,
+        stack=jnp.stack,
+        concatenate=jnp.concatenate,
+        roll=jnp.roll,
+        linear=lambda x, weight, bias: x @ weight.T + bias,
+    )

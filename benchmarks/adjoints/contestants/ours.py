@@ -1,0 +1,56 @@
+"""The ways of this project's library."""
+
+from dataclasses import dataclass
+
+from torchadjoint import Adjoint, Backsolve, solve
+
+from ..contract import Problem, Step
+from ..with_torch import options_of, prepare_step
+
+PACKAGES = ()
+
+
+@dataclass(frozen=True)
+class Way:
+    """Arguments of `torchadjoint.solve`."""
+
+    adjoint: str | Adjoint
+    method: str = "dopri5"
+    compile: bool = False
+
+
+WAYS = {
+    "ours, default": Way("default"),
+    "ours, per-tensor": Way("per-tensor"),
+    "ours, seminorm": Way("seminorm"),
+    "ours, seminorm, warm start": Way(Backsolve(warm_start=True)),
+    "ours, seminorm, compiled": Way("seminorm", compile=True),
+    "ours, seminorm, warm start, compiled": Way(Backsolve(warm_start=True), compile=True),
+    "ours, seminorm, dopri8": Way("seminorm", "dopri8"),
+    "ours, discrete": Way("discrete"),
+    "ours, discrete, bosh3": Way("discrete", "bosh3"),
+    "ours, discrete, tsit5": Way("discrete", "tsit5"),
+    "ours, discrete, dopri8": Way("discrete", "dopri8"),
+}
+SMALL = (
+    "ours, default",
+    "ours, seminorm",
+    "ours, seminorm, warm start",
+    "ours, seminorm, warm start, compiled",
+    "ours, discrete",
+    "ours, discrete, bosh3",
+    "ours, discrete, tsit5",
+    "ours, discrete, dopri8",
+)
+
+
+def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str) -> Step:
+    """A gradient step by `torchadjoint.solve`."""
+    options = options_of(problem, adjoint=way.adjoint, method=way.method, compile=way.compile)
+
+    def by_solve(func, y0, t):
+        solution = solve(func, y0, t, rtol=rtol, atol=atol, **options)
+        statistics = solution.statistics
+        return solution.y, lambda: (statistics.forward.nfe, statistics.backward.nfe)
+
+    return prepare_step(problem, by_solve, dtype)

@@ -1,0 +1,120 @@
+"""diffrax, jitted: its ways to differentiate, by Dopri5 unless said otherwise, and the method that it recommends.
+
+One compilation serves all tolerances of a problem. diffrax tells its steps, not its evaluations, so that the NFE are
+left out. The installed version's `ReversibleAdjoint` takes part if it has one.
+"""
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+from ..arrays import of_jax
+from ..contract import Gradient, Problem, Step, loss
+
+PACKAGES = ("diffrax", "jax")
+
+MAX_STEPS = 16**4
+"""How many steps a solve may take: a power of 16 suits `DirectAdjoint`, whose time grows with its logarithm."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Names of diffrax's classes."""
+
+    adjoint: str = "RecursiveCheckpointAdjoint"
+    solver: str = "Dopri5"
+    is_seminorm: bool = False
+    max_steps: int = MAX_STEPS
+
+
+WAYS = {
+    "diffrax, recursive checkpoints": Way(),
+    "diffrax, recursive checkpoints, tsit5": Way(solver="Tsit5"),
+    "diffrax, recursive checkpoints, dopri8": Way(solver="Dopri8"),
+    "diffrax, direct": Way("DirectAdjoint", max_steps=16**3),
+    "diffrax, backsolve": Way("BacksolveAdjoint"),
+    "diffrax, backsolve, seminorm": Way("BacksolveAdjoint", is_seminorm=True),
+    "diffrax, reversible": Way("ReversibleAdjoint"),
+}
+SMALL = (
+    "diffrax, recursive checkpoints",
+    "diffrax, recursive checkpoints, tsit5",
+    "diffrax, recursive checkpoints, dopri8",
+    "diffrax, backsolve, seminorm",
+    "diffrax, reversible",
+)
+
+
+def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str) -> Step:
+    """A jitted gradient step by `diffrax.diffeqsolve`.
+
+    Raises:
+        NotImplementedError: if the installed diffrax lacks the way.
+    """
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    if not hasattr(diffrax, way.adjoint):
+        raise NotImplementedError(f"diffrax {diffrax.__version__} has no {way.adjoint}")
+    precise = _precision(dtype == "float64")
+    with precise():
+        parameters = {name: jnp.asarray(value, dtype) for name, value in problem.parameters.items()}
+        y0, times, targets = (jnp.asarray(value, dtype) for value in (problem.y0, problem.times, problem.targets))
+        tolerances = jnp.asarray([rtol, atol], dtype)
+    differentiate = _differentiate(problem, way)
+
+    def step() -> Gradient:
+        with precise():
+            by_y0, by_parameters = jax.block_until_ready(differentiate((y0, parameters), times, targets, tolerances))
+        return Gradient(by_y0, by_parameters)
+
+    return step
+
+
+@functools.cache
+def _differentiate(problem: Problem, way: Way):
+    """The jitted gradient of the loss, made once for a problem and a way."""
+    import diffrax
+    import jax
+
+    arrays = of_jax()
+
+    def objective(differentiated, times, targets, tolerances):
+        y0, parameters = differentiated
+
+        def controller(**norm):
+            pid = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1], **norm)
+            if not problem.jumps:
+                return pid
+            return diffrax.ClipStepSizeController(pid, jump_ts=jax.numpy.asarray(problem.jumps, times.dtype))
+
+        options = {}
+        if way.is_seminorm:
+            options["stepsize_controller"] = controller(norm=diffrax.adjoint_rms_seminorm)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: problem.field(arrays, t, y, args)),
+            getattr(diffrax, way.solver)(),
+            times[0],
+            times[-1],
+            None,
+            y0,
+            args=parameters,
+            saveat=diffrax.SaveAt(ts=times),
+            stepsize_controller=controller(),
+            adjoint=getattr(diffrax, way.adjoint)(**options),
+            max_steps=way.max_steps,
+        )
+        return loss(solution.ys, targets)
+
+    return jax.jit(jax.grad(objective))
+
+
+def _precision(is_double: bool):
+    """A context in which JAX computes in float64 or float32."""
+    import jax
+
+    enable = getattr(jax, "enable_x64", None)
+    if enable is None:
+        from jax.experimental import enable_x64 as enable
+    return functools.partial(enable, is_double) if is_double else contextlib.nullcontext

@@ -1,0 +1,43 @@
+"""torchode: through the solver, where each sample steps alone, and its joint backward solve, where all step together.
+
+It has no jumps: its steps find them by rejection. `pip install torchode` brings an old torchtyping, whose plugin stops
+every run of pytest, so it is not in the requirements: put it beside, as `docs/which_adjoint.md` says.
+"""
+
+from ..contract import Problem, Step
+from ..with_torch import prepare_step
+
+PACKAGES = ("torchode",)
+
+WAYS = {"torchode, through the solver": "AutoDiffAdjoint", "torchode, joint backsolve": "JointBacksolveAdjoint"}
+SMALL = ("torchode, through the solver",)
+
+
+def prepare(problem: Problem, way: str, *, rtol: float, atol: float, dtype: str) -> Step:
+    """A gradient step by torchode with dopri5 and its integral controller."""
+    import torchode
+
+    solvers = {}
+
+    def by_torchode(func, y0, t):
+        if func not in solvers:
+            term = torchode.ODETerm(func)
+            method = torchode.Dopri5(term=term)
+            controller = torchode.IntegralController(atol=atol, rtol=rtol, term=term).to(y0)
+            if way == "AutoDiffAdjoint":
+                # The sizes of steps are no part of the gradient elsewhere either.
+                solvers[func] = torchode.AutoDiffAdjoint(method, controller, backprop_through_step_size_control=False)
+            else:
+                solvers[func] = torchode.JointBacksolveAdjoint(term, method, controller)
+        times = t.expand(len(y0), -1)
+        solution = solvers[func].solve(torchode.InitialValueProblem(y0=y0, t_eval=times))
+        if not (solution.status == 0).all():
+            raise RuntimeError(f"torchode ended with the status {int(solution.status.max())}")
+
+        def counts():
+            backward = sum(int(stats["n_f_evals"].max()) for stats in solution.stats.get("backsolve", []))
+            return int(solution.stats["n_f_evals"].max()), backward
+
+        return solution.ys.transpose(0, 1), counts
+
+    return prepare_step(problem, by_torchode, dtype)

@@ -1,0 +1,103 @@
+"""A short list of decisions that the results support, each with the number of problems behind it; `page` shows it."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from .contract import TRAITS, Problem
+from .fronts import CLOSE, TARGETS, Cell, Failures, library_of, standings
+
+JAX = ("diffrax",)
+"""Libraries for which a field must be written in JAX."""
+OUTSIDE = ("interpolated",)
+"""What is no part of any library, so that nobody can decide for it."""
+STRICT = 1e-4
+"""Failures are told at such an rtol and tighter ones: at looser ones a large error is no surprise."""
+
+
+def in_pytorch(ways: Iterable[str]) -> list[str]:
+    """Those of these ways that a PyTorch field can be solved by."""
+    return [way for way in ways if library_of(way) not in (*JAX, *OUTSIDE)]
+
+
+def in_jax(ways: Iterable[str]) -> list[str]:
+    """Those of these ways that a field in JAX can be solved by."""
+    return [way for way in ways if library_of(way) in JAX]
+
+
+def decide(
+    measured: Sequence[Cell], ways: Sequence[str], problems: Mapping[str, Problem], failed: Sequence[Failures]
+) -> list[str]:
+    """Sentences in Markdown, from the most general to the particular.
+
+    Args:
+        measured: the cells of all problems.
+        ways: the names of all contestants.
+        problems: those of the cells, by name.
+        failed: who fails where.
+    """
+    candidates = in_pytorch(ways)
+    ranked = standings(measured, candidates)
+    if not ranked:
+        return ["Nothing was measured in PyTorch, so there is nothing to decide."]
+    first = ranked[0]
+    parts = {f"errors of at most {target:g}": [it for it in measured if it.target == target] for target in TARGETS}
+    for trait, called in TRAITS.items():
+        parts[called] = [cell for cell in measured if trait in problems[cell.problem].traits]
+    return [
+        f"**In PyTorch start with `{first.way}`.** Of {first.num_cells} cells it reaches the error in "
+        f"{first.num_reached}, and is within {CLOSE:g} times of the fastest in {first.num_close}."
+        + "".join(f" `{it.way}`: {it.num_reached} and {it.num_close}." for it in ranked[1:3]),
+        *(_for_part(called, part, candidates, first.way) for called, part in parts.items() if part),
+        _on_failures(failed),
+        *_on_frameworks(measured, ways),
+    ]
+
+
+def _for_part(called: str, part: Sequence[Cell], candidates: Sequence[str], usual: str) -> str:
+    """What to take for some of the cells, or that it is the usual."""
+    ranked = standings(part, candidates)
+    number = len({cell.problem for cell in part})
+    begin = f"For {called} (n = {number} problem{'s' if number > 1 else ''}, {len(part)} cells)"
+    if not ranked:
+        return f"{begin} no way in PyTorch reaches the error."
+    best = ranked[0]
+    own = next((it for it in ranked if it.way == usual), None)
+    if own is not None and own.num_close == best.num_close:
+        return f"{begin} keep it: within {CLOSE:g} times of the fastest in {own.num_close}."
+    against = f"; `{usual}` in {own.num_close}" if own is not None else ""
+    return f"{begin} try `{best.way}`: within {CLOSE:g} times of the fastest in {best.num_close}{against}."
+
+
+def _on_failures(failed: Sequence[Failures]) -> str:
+    strict = [it for it in failed if it.rtol <= STRICT * 1.001]
+    problems = {it.problem for it in strict}
+    all_fail = {it.problem for it in strict if all(it.backsolves.values()) and not it.discrete}
+    some_fail = {it.problem for it in strict if any(it.backsolves.values()) and not it.discrete} - all_fail
+    reverse = {it.problem for it in strict if it.discrete and not all(it.backsolves.values())}
+
+    def listed(names: set[str]) -> str:
+        return f"{len(names)} of {len(problems)} problems" + (f" ({', '.join(sorted(names))})" if names else "")
+
+    return (
+        f"**Trust no backward solve of a state that cannot be solved backwards.** At rtol {STRICT:g} or tighter all "
+        f"of them fail and `discrete` does not on {listed(all_fail)}; some of them on {listed(some_fail)}. The "
+        f"reverse, that `discrete` fails and some backward solve does not, is seen on {listed(reverse)}."
+    )
+
+
+def _on_frameworks(measured: Sequence[Cell], ways: Sequence[str]) -> list[str]:
+    ratios = []
+    for cell in measured:
+        reached = [
+            [cell.seconds[way] for way in group if way in cell.seconds] for group in (in_pytorch(ways), in_jax(ways))
+        ]
+        if all(reached):
+            ratios.append(min(reached[0]) / min(reached[1]))
+    if not ratios:
+        return []
+    num_behind = sum(ratio > CLOSE for ratio in ratios)
+    return [
+        f"**If the framework is free to choose**: the best way in PyTorch takes {statistics.median(ratios):.1f} times "
+        f"the time of the best in JAX (median; {min(ratios):.2g} to {max(ratios):.2g}), and more than {CLOSE:g} times "
+        f"in {num_behind} of {len(ratios)} cells. JAX compiles the whole solve, and most of these states are small."
+    ]

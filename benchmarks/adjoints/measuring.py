@@ -1,0 +1,142 @@
+"""Measures contestants side by side at one problem and tolerance; `__main__` goes through what is asked for.
+
+They take turns in each round, so that a machine's moods touch all of them alike. Seconds are those of the CPU, on the
+core and the thread that the process has.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.memory import peak_growth
+
+from .contract import Gradient, Problem, Step
+from .names import Contestant
+from .references import Reference, distance
+from .results import Measurement
+
+ATOL = 1e-2
+"""The absolute tolerance, over the relative one; torchdiffeq's defaults have the same ratio."""
+FLOAT32_DOWN_TO = 1e-5
+"""Tolerances from here on up are solved in float32, the default of PyTorch and of JAX; tighter ones need float64."""
+NUM_ROUNDS = 3
+TURN = 0.02
+"""Seconds that a turn takes at least: a step is repeated in it."""
+LONG = 0.5
+"""A step that takes so many CPU seconds is timed once."""
+TOO_LONG = 2.0
+"""A contestant whose step takes so many gets no tighter tolerance."""
+LIMIT = 150.0
+"""Seconds by the clock after which the first step is given up, compilation included, where Python has the word."""
+
+
+def dtype_of(rtol: float) -> str:
+    """What a tolerance is solved in."""
+    return "float32" if rtol > FLOAT32_DOWN_TO * 0.999 else "float64"
+
+
+@dataclass
+class Trial:
+    """A contestant that is about to be measured."""
+
+    contestant: Contestant
+    measurement: Measurement
+    step: Step | None = None
+    repetitions: int = 1
+    is_long: bool = False
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(
+    problem: Problem, reference: Reference, contestants: Sequence[Contestant], *, rtol: float, session: int
+) -> list[Measurement]:
+    """What each contestant takes, in their order, interleaved."""
+    trials = [
+        Trial(contestant, Measurement(rtol=rtol, atol=ATOL * rtol, dtype=dtype_of(rtol), session=session))
+        for contestant in contestants
+    ]
+    for trial in trials:
+        _warm_up(trial, problem, reference)
+    for _ in range(NUM_ROUNDS):
+        for trial in trials:
+            if not (trial.measurement.failure or trial.is_long):
+                trial.seconds.append(_turn(trial))
+    for trial in trials:
+        trial.measurement.seconds = trial.seconds
+    return [trial.measurement for trial in trials]
+
+
+def _warm_up(trial: Trial, problem: Problem, reference: Reference) -> None:
+    """The first steps: whether it comes to an end, its error, its counts and its memory."""
+    measurement, contestant = trial.measurement, trial.contestant
+    started = time.perf_counter()
+    try:
+        with _limited(LIMIT):
+            trial.step = contestant.prepare(
+                problem, contestant.way, rtol=measurement.rtol, atol=measurement.atol, dtype=measurement.dtype
+            )
+            trial.step()
+        measurement.first_seconds = time.perf_counter() - started
+        measured = time.process_time()
+        measurement.mebibytes, gradient = peak_growth(trial.step)
+        taken = time.process_time() - measured
+        _note(measurement, gradient, problem, reference)
+    # Whatever a contestant raises is its result.
+    except Exception as error:
+        measurement.failure = _first_line(error)
+        return
+    trial.is_long = taken > LONG
+    if trial.is_long:
+        trial.seconds.append(taken)
+    trial.repetitions = max(1, math.ceil(TURN / max(taken, 1e-6)))
+
+
+def _note(measurement: Measurement, gradient: Gradient, problem: Problem, reference: Reference) -> None:
+    error = distance(gradient.flat(problem), reference.gradient)
+    if not math.isfinite(error):
+        raise ArithmeticError("the gradient is not finite")
+    measurement.error = error
+    measurement.forward_nfe, measurement.backward_nfe = gradient.forward_nfe, gradient.backward_nfe
+
+
+def _turn(trial: Trial) -> float:
+    """CPU seconds of one step."""
+    started = time.process_time()
+    for _ in range(trial.repetitions):
+        trial.step()
+    return (time.process_time() - started) / trial.repetitions
+
+
+def is_too_long(measurement: Measurement) -> bool:
+    """Whether nothing tighter needs to be tried."""
+    is_given_up = measurement.failure.startswith(TooLong.__name__)
+    return is_given_up or (bool(measurement.seconds) and measurement.median > TOO_LONG)
+
+
+class TooLong(Exception):
+    """A step took longer than the limit."""
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises `TooLong` in what runs for more seconds, as soon as Python has the word again."""
+
+    def stop(*_):
+        raise TooLong(f"given up after {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    message = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return message if len(message) <= 160 else f"{message[:157]}..."

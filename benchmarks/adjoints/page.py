@@ -1,0 +1,221 @@
+"""Writes `docs/which_adjoint.md` and its diagrams from the committed results: `python -m benchmarks.adjoints.page`.
+
+Here is what the page says; how is in `page.md.jinja`.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas
+
+from common import command_line, files
+from reproduction.style import render
+
+from . import diagrams, measuring, references
+from .decisions import decide, in_jax, in_pytorch
+from .fronts import CLOSE, TARGETS, WRONG, Failures, cells, curve, failures, front, seconds_for, standings
+from .names import find_contestants, find_problems
+from .results import COMMITTED, Measurement, Results, load_all
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "which_adjoint.md"
+FIGURES = ROOT / "reference" / "figures"
+INTERPOLATED, DISCRETE, WARM = "interpolated", "ours, discrete", "ours, seminorm, warm start"
+"""The interpolated adjoint, and what it is compared with."""
+VERSIONS = ("torch", "torchdiffeq", "torchode", "diffrax", "jax")
+
+
+class Gathered:
+    """The results by problem and contestant, in the order in which these are listed."""
+
+    def __init__(self, all_results: Iterable[Results]):
+        by_problem: dict[str, dict[str, Results]] = {}
+        for results in all_results:
+            by_problem.setdefault(results.problem, {})[results.contestant] = results
+        known = [*find_contestants()]
+        self.problems = {name: problem for name, problem in find_problems().items() if name in by_problem}
+        self.results = {
+            name: {way: by_problem[name][way] for way in known if way in by_problem[name]} for name in self.problems
+        }
+        self.all = [results for of_problem in self.results.values() for results in of_problem.values()]
+        self.ways = [way for way in known if any(it.contestant == way and curve(it) for it in self.all)]
+        self.cells = cells(self.all)
+        self.failures = failures(self.all)
+
+    def curves(self, problem: str) -> dict[str, list]:
+        """The curve of each way at a problem."""
+        return {way: curve(results) for way, results in self.results[problem].items()}
+
+    def agreement(self, problem: str) -> float:
+        """How far the two ways agree on the reference."""
+        return max(results.agreement for results in self.results[problem].values())
+
+    def measurements(self, way: str) -> list[Measurement]:
+        """Those of a way that came to an end."""
+        return [
+            it for results in self.all if results.contestant == way for it in results.measurements if not it.failure
+        ]
+
+
+def write(folder: Path = COMMITTED) -> None:
+    """Writes the page and the diagrams of the results in a folder.
+
+    Args:
+        folder: of the results files.
+    """
+    gathered = Gathered(load_all(folder))
+    for name, problem in gathered.problems.items():
+        figure = diagrams.work_precision(problem, gathered.curves(name), gathered.agreement(name))
+        files.replace(FIGURES / f"adjoints-{name}.png", render(figure, "png"))
+    files.replace(PAGE, make_page(gathered).encode())
+    print(f"Wrote {PAGE} and {len(gathered.problems)} figures")
+
+
+def make_page(gathered: Gathered) -> str:
+    """The page, in Markdown."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.md.jinja").render(
+        **_made_on(gathered),
+        num_measurements=sum(len(results.measurements) for results in gathered.all),
+        ways=gathered.ways,
+        targets=[f"{target:g}" for target in TARGETS],
+        decisions=decide(gathered.cells, gathered.ways, gathered.problems, gathered.failures),
+        standings=_standings(gathered),
+        failures=_failures(gathered),
+        interpolated=_interpolated(gathered),
+        problems=[_problem(gathered, name) for name in gathered.problems],
+        close=f"{CLOSE:g}",
+        wrong=f"{WRONG:.0%}".replace("%", " %"),
+        trusted=references.TRUSTED,
+        least=f"{diagrams.LEAST:g}",
+        most=f"{diagrams.MOST:g}",
+        atol=f"{measuring.ATOL:.0%}".replace("%", " %"),
+        float32_down_to=f"{measuring.FLOAT32_DOWN_TO:g}",
+        num_rounds=measuring.NUM_ROUNDS,
+        long=f"{measuring.LONG:g}",
+        too_long=f"{measuring.TOO_LONG:g}",
+    )
+
+
+def _made_on(gathered: Gathered) -> dict[str, Any]:
+    """On what, with what and when."""
+    sessions = [session for results in gathered.all for session in results.sessions]
+    packages = {name: version for session in sessions for name, version in session.packages.items() if version}
+    days = sorted({time.strftime("%Y-%m-%d", time.gmtime(session.started)) for session in sessions})
+    return {
+        "machines": sorted({session.device_name for session in sessions}),
+        "versions": ", ".join(f"{name} {packages[name]}" for name in VERSIONS if name in packages),
+        "commits": sorted({(session.commit or "unknown")[:8] for session in sessions}),
+        "days": [days[0], days[-1]] if len(days) > 1 else days,
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    frame = pandas.DataFrame(rows).fillna("")
+    alignment = ("left", *["right"] * (frame.shape[1] - 1))
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+
+
+def _standings(gathered: Gathered) -> str:
+    groups = [in_pytorch(gathered.ways), in_jax(gathered.ways)]
+    of_framework = {it.way: it for group in groups for it in standings(gathered.cells, group)}
+    rows = []
+    for it in standings(gathered.cells, gathered.ways):
+        own = of_framework.get(it.way)
+        measured = gathered.measurements(it.way)
+        memory = [measurement.mebibytes for measurement in measured if measurement.mebibytes is not None]
+        rows.append(
+            {
+                "way": it.way,
+                "reaches the error": f"{it.num_reached} of {it.num_cells}",
+                f"within {CLOSE:g} of the best of its framework": f"{own.num_close}" if own else "",
+                "typical time over it": f"{own.typical:.2f}" if own else "",
+                f"within {CLOSE:g} of the best of all": f"{it.num_close}",
+                "typical time over that": f"{it.typical:.2f}",
+                "MiB, largest": f"{max(memory):.1f}" if memory else "",
+                "first step, s": f"{statistics.median(measurement.first_seconds for measurement in measured):.1f}",
+            }
+        )
+    return _table(rows)
+
+
+def _failures(gathered: Gathered) -> str:
+    rows = []
+    for name, problem in gathered.problems.items():
+        own = sorted((it for it in gathered.failures if it.problem == name), key=lambda it: -it.rtol)
+        rows.append({"problem": problem.title, **{f"{failure.rtol:g}": _who_fails(failure) for failure in own}})
+    return _table(rows)
+
+
+def _who_fails(failure: Failures) -> str:
+    number, total = sum(failure.backsolves.values()), len(failure.backsolves)
+    return f"{number} of {total}" + (", discrete too" if failure.discrete else "")
+
+
+def _interpolated(gathered: Gathered) -> dict[str, Any]:
+    """The table of the interpolated adjoint, and in how many cells it is ahead."""
+    rows, num_faster, num_reached = [], 0, 0
+    for name, problem in gathered.problems.items():
+        curves = gathered.curves(name)
+        for target in TARGETS:
+            seconds = {way: seconds_for(curves.get(way, []), target) for way in (INTERPOLATED, DISCRETE, WARM)}
+            shown = {way: "" if taken is None else f"{1e3 * taken:.3g}" for way, taken in seconds.items()}
+            rows.append({"problem": problem.title, "error": f"{target:g}", **shown})
+            own, *others = seconds.values()
+            if own is not None:
+                num_reached += 1
+                num_faster += all(other is None or own * CLOSE < other for other in others)
+    return {"table": _table(rows), "num_faster": num_faster, "num_reached": num_reached}
+
+
+def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
+    """What the page shows of one problem."""
+    problem, of_problem = gathered.problems[name], gathered.results[name]
+    rows = []
+    for way, point in front(gathered.curves(name)):
+        measurement = of_problem[way].at(point.rtol)
+        counts = [measurement.forward_nfe, measurement.backward_nfe]
+        rows.append(
+            {
+                "on the front": way,
+                "rtol": f"{point.rtol:g}",
+                "error": f"{point.error:.1e}",
+                "CPU ms": f"{1e3 * point.seconds:.3g}",
+                "NFE": "" if None in counts else " + ".join(map(str, counts)),
+                "MiB": "" if measurement.mebibytes is None else f"{measurement.mebibytes:.1f}",
+            }
+        )
+    [reference] = {results.reference for results in of_problem.values()}
+    return {
+        "name": name,
+        "title": problem.title,
+        "shape": " x ".join(map(str, problem.y0.shape)),
+        "num_parameters": f"{problem.num_parameters:,}",
+        "num_times": len(problem.times),
+        "reference": reference,
+        "agreement": f"{gathered.agreement(name):.0e}",
+        "failed": "; ".join(_without_gradient(of_problem)),
+        "front": _table(rows) if rows else "No way has an error below the limit.",
+    }
+
+
+def _without_gradient(of_problem: Mapping[str, Results]) -> Iterable[str]:
+    for way, results in of_problem.items():
+        failed = [f"{measurement.rtol:g}" for measurement in results.measurements if measurement.failure]
+        if failed:
+            yield f"{way} at {', '.join(failed)}"
+
+
+if __name__ == "__main__":
+    command_line.call(write)

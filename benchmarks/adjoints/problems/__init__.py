@@ -1,0 +1,1 @@
+"""The problems, a file for each kind: `contract` says what such a file gives."""

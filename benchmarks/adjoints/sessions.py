@@ -1,0 +1,105 @@
+"""Goes through problems, tolerances and contestants, and keeps each measurement as soon as it is made."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common import provenance
+from torchadjoint import arguments
+
+from . import names, results
+from .contract import Problem
+from .measuring import is_too_long, measure
+from .names import Contestant
+from .references import Reference, refer
+from .results import Results, Session
+
+SMALL_TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
+"""Those of the small half; the whole has what lies between and 1e-9 too."""
+PEERS = ("torchode", "diffrax", "jax")
+"""Packages whose versions are kept besides those of `provenance`."""
+
+
+def run(
+    problems: tuple[str, ...] = (names.SMALL,),
+    contestants: tuple[str, ...] = (names.SMALL,),
+    tolerances: tuple[float, ...] = SMALL_TOLERANCES,
+    output: Path = Path("results/adjoints"),
+) -> None:
+    """Measures gradients by every way: error, evaluations, CPU seconds on one core, and memory.
+
+    What is in the folder already is not measured again, so the same command goes on where it was stopped. Delete a file
+    to have it measured anew.
+
+    Args:
+        problems: names of problems, "small" for the small half, or "all"; "lorenz*" stands for all that begin so.
+        contestants: names of contestants, likewise, such as "small" or "ours*".
+        tolerances: relative tolerances; the absolute ones are a hundredth of them.
+        output: folder of the results files.
+    """
+    chosen_problems = names.choose("problem", problems, names.find_problems())
+    chosen = names.choose("contestant", contestants, names.find_contestants())
+    tolerances = sorted({arguments.number("tolerances", rtol, maximum=1) for rtol in tolerances}, reverse=True)
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    for contestant in chosen:
+        if contestant.lacking:
+            print(f"{contestant.name} is left out: {', '.join(contestant.lacking)} is not installed")
+    chosen = [contestant for contestant in chosen if not contestant.lacking]
+    for problem in chosen_problems:
+        measure_problem(problem, chosen, tolerances, output)
+
+
+def measure_problem(
+    problem: Problem,
+    contestants: Sequence[Contestant],
+    tolerances: Sequence[float],
+    output: Path,
+    *,
+    reference_of: Callable[[Problem], Reference] = refer,
+) -> None:
+    """Measures what the folder lacks of one problem."""
+    if not any(_missing(output, problem, contestants, rtol) for rtol in tolerances):
+        print(f"{problem.name}: all is there")
+        return
+    reference = reference_of(problem)
+    print(f"{problem.name}: two ways agree to {reference.agreement:.0e} on the reference")
+    described, started = provenance.describe(torch.device("cpu")), time.time()
+    described["packages"] |= {name: provenance.version(name) for name in PEERS}
+    for rtol in tqdm(tolerances, desc=problem.name, unit="tolerance", disable=None):
+        missing = _missing(output, problem, contestants, rtol)
+        found = measure(problem, reference, missing, rtol=rtol, session=-1)
+        for contestant, measurement in zip(missing, found, strict=True):
+            if measurement.failure.startswith(NotImplementedError.__name__):
+                tqdm.write(f"{contestant.name} is left out: {measurement.failure.partition(': ')[2]}")
+                continue
+            kept = results.load(results.path_of(output, problem.name, contestant.name)) or Results(
+                problem=problem.name,
+                contestant=contestant.name,
+                agreement=reference.agreement,
+                reference=reference.ways,
+            )
+            if not (kept.sessions and kept.sessions[-1].started == started):
+                kept.sessions.append(Session(**described, started=started))
+            measurement.session = len(kept.sessions) - 1
+            kept.measurements.append(measurement)
+            results.save(output, kept)
+
+
+def _missing(output: Path, problem: Problem, contestants: Sequence[Contestant], rtol: float) -> list[Contestant]:
+    """Those not measured at a tolerance yet, but for those that were too slow at a larger one."""
+    return [contestant for contestant in contestants if _is_missing(output, problem, contestant, rtol)]
+
+
+def _is_missing(output: Path, problem: Problem, contestant: Contestant, rtol: float) -> bool:
+    kept = results.load(results.path_of(output, problem.name, contestant.name))
+    return kept is None or (kept.at(rtol) is None and not any(map(is_too_long, _looser(kept, rtol))))
+
+
+def _looser(kept: Results, rtol: float) -> Iterator[results.Measurement]:
+    return (measurement for measurement in kept.measurements if measurement.rtol > rtol)

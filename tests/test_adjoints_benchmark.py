@@ -1,0 +1,349 @@
+"""The benchmark of adjoints: its contract, what it makes of wrong gradients, what it keeps, and what its page says."""
+
+import dataclasses
+import json
+import math
+import re
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.adjoints import measuring, names, page, results, sessions
+from benchmarks.adjoints.arrays import TORCH
+from benchmarks.adjoints.contestants import interpolated, ours, with_torchdiffeq
+from benchmarks.adjoints.contract import Gradient, Problem, loss
+from benchmarks.adjoints.decisions import decide
+from benchmarks.adjoints.fronts import Cell, Failures, Point, cells, curve, failures, front, seconds_for, standings
+from benchmarks.adjoints.names import Contestant, choose, contestants_of, find_contestants, find_problems
+from benchmarks.adjoints.references import refer
+from benchmarks.adjoints.results import Measurement, Results
+
+RTOL = 1e-6
+
+
+def decay(arrays, t, y, parameters):
+    return -parameters["rate"] * y
+
+
+PROBLEM = Problem(
+    name="decay",
+    title="Decay",
+    field=decay,
+    parameters={"rate": np.array(0.5)},
+    y0=np.array([[1.0, 2.0]]),
+    times=np.array([0.0, 1.0]),
+    exact=lambda times, y0, parameters: y0 * torch.exp(-parameters["rate"] * times)[:, None, None],
+    traits=("equation",),
+)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return refer(PROBLEM)
+
+
+def by_hand(problem, way, *, rtol, atol, dtype):
+    """A toy contestant, by the contract alone. It knows the solution of `PROBLEM`; `way` is a factor of the rate's."""
+    calls.append((problem.name, rtol, atol, dtype))
+
+    def step():
+        y0, rate, factor = problem.y0, problem.parameters["rate"], np.exp(-problem.parameters["rate"])
+        by_rate = way * -2 * ((y0 * factor) ** 2).sum()
+        assert rate.shape == ()
+        return Gradient(2 * y0 * (1 + factor**2), {"rate": by_rate}, 3, 4)
+
+    return step
+
+
+calls: list = []
+TOY = types.SimpleNamespace(
+    PACKAGES=(), WAYS={"toy, right": 1.0, "toy, wrong": -1.0}, SMALL=("toy, right",), prepare=by_hand
+)
+
+
+@pytest.fixture
+def toys():
+    calls.clear()
+    return contestants_of(TOY)
+
+
+def measure(contestant, reference, problem=PROBLEM, rtol=RTOL):
+    [measurement] = measuring.measure(problem, reference, [contestant], rtol=rtol, session=0)
+    return measurement
+
+
+def test_a_contestant_that_keeps_the_contract_is_measured(toys, reference):
+    right, _ = toys
+    measurement = measure(right, reference)
+    assert measurement.failure == ""
+    assert measurement.error < 1e-12
+    assert (measurement.forward_nfe, measurement.backward_nfe) == (3, 4)
+    assert len(measurement.seconds) == measuring.NUM_ROUNDS
+    assert calls == [("decay", RTOL, RTOL / 100, "float64")]
+    assert measuring.dtype_of(1e-5) == "float32"
+
+
+def test_a_wrong_gradient_is_a_large_error(toys, reference):
+    _, wrong = toys
+    assert measure(wrong, reference).error > 0.1
+
+
+@pytest.mark.parametrize(
+    ("gradient", "sentence"),
+    [
+        (Gradient(np.zeros((1, 2)), {}), "the gradient of rate is missing"),
+        (Gradient(np.zeros(2), {"rate": 0.0}), r"the gradient of y0 has the shape (2,), but must have (1, 2)"),
+        (Gradient(np.zeros((1, 2)), {"rate": math.nan}), "the gradient is not finite"),
+    ],
+)
+def test_what_breaks_the_contract_is_a_failure_with_a_reason(gradient, sentence, reference):
+    contestant = Contestant("broken", None, lambda *_, **__: lambda: gradient, (), is_small=False)
+    measurement = measure(contestant, reference)
+    assert sentence in measurement.failure
+    assert measurement.error is None
+    assert measurement.seconds == []
+
+
+def test_what_a_contestant_raises_is_kept_on_one_line(reference):
+    def prepare(*_, **__):
+        raise RuntimeError("too many steps\nand much more")
+
+    measurement = measure(Contestant("raises", None, prepare, (), is_small=False), reference)
+    assert measurement.failure == "RuntimeError: too many steps"
+
+
+@pytest.mark.parametrize(
+    "name", ["ours, default", "ours, seminorm, warm start", "ours, discrete, tsit5", "interpolated"]
+)
+@pytest.mark.parametrize("problem", ["linear", "lotka-volterra"])
+def test_ours_find_the_gradient_and_count(name, problem):
+    problem, contestant = find_problems()[problem], find_contestants()[name]
+    problem = dataclasses.replace(problem, times=problem.times[:3])
+    gradient = contestant.prepare(problem, contestant.way, rtol=1e-8, atol=1e-10, dtype="float64")()
+    exact = refer(problem)
+    assert exact.agreement < 1e-10
+    flat = gradient.flat(problem)
+    assert np.linalg.norm(flat - exact.gradient) < 1e-5 * np.linalg.norm(exact.gradient)
+    assert gradient.forward_nfe > 0 < gradient.backward_nfe
+
+
+@pytest.mark.parametrize("way", with_torchdiffeq.WAYS.values(), ids=str)
+def test_torchdiffeq_counts_each_direction(way):
+    step = with_torchdiffeq.prepare(PROBLEM, way, rtol=1e-4, atol=1e-6, dtype="float64")
+    first, second = step(), step()
+    assert (first.forward_nfe, first.backward_nfe) == (second.forward_nfe, second.backward_nfe)
+    assert first.forward_nfe > 0
+    assert (first.backward_nfe > 0) == way.is_adjoint
+
+
+def test_diffrax_solves_the_same_problems():
+    pytest.importorskip("diffrax", reason="diffrax is not installed: pip install -r requirements-bench.txt")
+    contestant = find_contestants()["diffrax, recursive checkpoints"]
+    gradient = contestant.prepare(PROBLEM, contestant.way, rtol=1e-8, atol=1e-10, dtype="float64")()
+    np.testing.assert_allclose(gradient.flat(PROBLEM), refer(PROBLEM).gradient, rtol=1e-6)
+
+
+def test_an_interpolated_adjoint_does_not_solve_the_state_backwards():
+    problem = dataclasses.replace(find_problems()["damped"])
+    exact = refer(problem)
+    errors = {}
+    for name, module, way in (
+        ("interpolated", interpolated, "dopri5"),
+        ("seminorm", ours, ours.WAYS["ours, seminorm"]),
+    ):
+        gradient = module.prepare(problem, way, rtol=1e-5, atol=1e-7, dtype="float64")()
+        errors[name] = np.linalg.norm(gradient.flat(problem) - exact.gradient) / np.linalg.norm(exact.gradient)
+    assert errors["interpolated"] < 1e-4
+    assert errors["seminorm"] > 1
+
+
+def test_an_interpolated_adjoint_refuses_what_it_cannot_do():
+    func = torch.nn.Linear(2, 2)
+    field = type("Field", (torch.nn.Module,), {"forward": lambda self, t, y: func(y)})()
+    with pytest.raises(ValueError, match="interpolated needs times that go upwards"):
+        interpolated.solve(field, torch.ones(2), torch.tensor([1.0, 0.0]), adjoint=interpolated.Interpolated())
+
+
+@pytest.mark.parametrize("problem", find_problems().values(), ids=lambda problem: problem.name)
+def test_every_problem_is_well_posed(problem):
+    parameters = {name: torch.tensor(value) for name, value in problem.parameters.items()}
+    y0 = torch.tensor(problem.y0)
+    slope = problem.field(TORCH, torch.tensor(problem.times[0]), y0, parameters)
+    assert slope.shape == y0.shape
+    assert slope.isfinite().all()
+    assert slope.abs().max() > 0
+    assert all(problem.times[0] < jump < problem.times[-1] for jump in problem.jumps)
+    assert problem.traits
+    y = y0.expand(len(problem.times), *y0.shape)
+    assert loss(y, torch.tensor(problem.targets)).shape == ()
+
+
+def test_names_choose_each_once_and_in_order(toys):
+    available = {toy.name: toy for toy in toys}
+    right, wrong = toys
+    assert choose("contestant", ("toy, wrong", "toy*"), available) == [right, wrong]
+    assert choose("contestant", ("small",), available) == [right]
+    assert choose("contestant", ("all", "toy, right"), available) == [right, wrong]
+
+
+@pytest.mark.parametrize("unknown", ["toy", "tay*", ""])
+def test_an_unknown_name_is_refused_in_a_sentence(toys, unknown):
+    sentence = f"there is no contestant '{unknown}': use 'small', 'all', or some of 'toy, right', 'toy, wrong'"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        choose("contestant", (unknown,), {toy.name: toy for toy in toys})
+
+
+def test_a_contestant_whose_package_is_missing_is_skipped_by_name(monkeypatch, tmp_path, capsys):
+    absent = types.SimpleNamespace(**{**vars(TOY), "PACKAGES": ("no_such_package",)})
+    monkeypatch.setattr(names, "_modules", lambda package: [absent] if package is names.contestants else PROBLEMS)
+    monkeypatch.setattr(sessions.os, "sched_setaffinity", lambda *_: None)
+    sessions.run(problems=("decay",), contestants=("toy, right",), tolerances=(1e-3,), output=tmp_path)
+    assert "toy, right is left out: no_such_package is not installed" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+PROBLEMS = [types.SimpleNamespace(PROBLEMS=[PROBLEM])]
+
+
+def test_what_is_there_is_not_measured_again(toys, reference, tmp_path):
+    def go(contestants, tolerances):
+        calls.clear()
+        sessions.measure_problem(PROBLEM, contestants, tolerances, tmp_path, reference_of=lambda _: reference)
+        return [rtol for _, rtol, _, _ in calls]
+
+    right, wrong = toys
+    assert go([right], [1e-3]) == [1e-3]
+    assert go([right], [1e-3, 1e-6]) == [1e-6]
+    assert go(toys, [1e-3, 1e-6]) == [1e-3, 1e-6]
+    assert go(toys, [1e-3, 1e-6]) == []
+    kept = results.load(results.path_of(tmp_path, "decay", "toy, right"))
+    assert [(it.rtol, it.session) for it in kept.measurements] == [(1e-3, 0), (1e-6, 1)]
+    assert len(kept.sessions) == 2
+    assert kept.sessions[0].packages["torch"] == torch.__version__.partition("+")[0]
+    assert {it.contestant for it in results.load_all(tmp_path)} == {right.name, wrong.name}
+
+
+def test_after_a_step_that_took_too_long_nothing_tighter_is_tried(toys, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "TOO_LONG", -1.0)
+    sessions.measure_problem(PROBLEM, toys[:1], [1e-3, 1e-6], tmp_path, reference_of=lambda _: reference)
+    assert [rtol for _, rtol, _, _ in calls] == [1e-3]
+
+
+def test_a_way_that_the_installed_version_lacks_is_skipped(reference, tmp_path, capsys):
+    def prepare(*_, **__):
+        raise NotImplementedError("thing 1.0 has no such way")
+
+    lacking = Contestant("thing, new", None, prepare, (), is_small=True)
+    sessions.measure_problem(PROBLEM, [lacking], [1e-3], tmp_path, reference_of=lambda _: reference)
+    assert "thing, new is left out: thing 1.0 has no such way" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_holds_something_else_is_refused(tmp_path):
+    path = results.path_of(tmp_path, "decay", "toy, right")
+    path.write_text(json.dumps({"problem": "decay"}))
+    with pytest.raises(ValueError, match=r"cannot be read as results, so move it away: .*lacks 'agreement'"):
+        results.load(path)
+
+
+def made_up(problem, contestant, *rows, agreement=1e-12):
+    """Results from (rtol, error, seconds); an error of None is a failure."""
+    measurements = [
+        Measurement(rtol=rtol, atol=rtol / 100, dtype="float64", session=0, failure="no end")
+        if error is None
+        else Measurement(
+            rtol=rtol, atol=rtol / 100, dtype="float64", session=0, error=error, seconds=[9.0, seconds, 0.0]
+        )
+        for rtol, error, seconds in rows
+    ]
+    return Results(
+        problem=problem, contestant=contestant, agreement=agreement, reference="two ways", measurements=measurements
+    )
+
+
+def test_the_time_for_an_error_is_interpolated_in_logarithms():
+    points = [Point(1e-2, 1e-1, 1.0), Point(1e-4, 1e-3, 4.0), Point(1e-6, 1e-5, 8.0)]
+    assert seconds_for(points, 1e-2) == pytest.approx(2.0)
+    assert seconds_for(points, 1.0) == 1.0
+    assert seconds_for(points, 1e-5) == 8.0
+    assert seconds_for(points, 1e-6) is None
+
+
+def test_an_error_is_no_smaller_than_the_reference_can_tell():
+    assert [point.error for point in curve(made_up("p", "w", (1e-2, 1e-9, 1.0), agreement=1e-6))] == pytest.approx(
+        [1e-5]
+    )
+    assert curve(made_up("p", "w", (1e-2, None, 1.0))) == []
+
+
+def test_the_front_has_what_nothing_beats():
+    curves = {
+        "a": [Point(1e-2, 1e-2, 1.0), Point(1e-4, 1e-4, 3.0)],
+        "b": [Point(1e-2, 1e-3, 2.0), Point(1e-4, 1e-4, 4.0)],
+    }
+    assert [(name, point.seconds) for name, point in front(curves)] == [("a", 1.0), ("b", 2.0), ("a", 3.0)]
+
+
+ROWS = ((1e-2, 1e-2, 1.0), (1e-4, 1e-4, 2.0), (1e-6, 1e-6, 3.0))
+SLOWER = tuple((rtol, error, 1.3 * seconds) for rtol, error, seconds in ROWS)
+FAILED = tuple((rtol, 5.0, seconds) for rtol, _, seconds in ROWS)
+MADE_UP = [
+    made_up("calm", "ours, discrete", *SLOWER),
+    made_up("calm", "ours, seminorm", *ROWS),
+    made_up("wild", "ours, discrete", *ROWS),
+    made_up("wild", "ours, seminorm", *FAILED),
+    made_up("wilder", "ours, discrete", *ROWS),
+    made_up("wilder", "ours, seminorm", *SLOWER),
+    made_up("calm", "diffrax, recursive checkpoints", *((rtol, error, seconds / 2) for rtol, error, seconds in ROWS)),
+]
+KINDS = {
+    "calm": dataclasses.replace(PROBLEM, name="calm", traits=("equation",)),
+    "wild": dataclasses.replace(PROBLEM, name="wild", traits=("network",)),
+    "wilder": dataclasses.replace(PROBLEM, name="wilder", traits=("network",)),
+}
+WAYS = ("ours, discrete", "ours, seminorm", "diffrax, recursive checkpoints")
+
+
+def test_standings_count_what_is_close():
+    [best, other] = standings(cells(MADE_UP), WAYS[:2])
+    assert (best.way, best.num_cells, best.num_reached, best.num_close) == ("ours, discrete", 9, 9, 6)
+    assert best.typical == pytest.approx(1.3 ** (1 / 3))
+    assert (other.way, other.num_reached, other.num_close) == ("ours, seminorm", 6, 3)
+
+
+def test_decisions_follow_from_the_results():
+    first, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP))
+    assert first.startswith("**In PyTorch start with `ours, discrete`.** Of 9 cells it reaches the error in 9")
+    assert "within 1.1 times of the fastest in 6. `ours, seminorm`: 6 and 3." in first
+    told = "\n".join(others)
+    assert "For scientific models (n = 1 problem, 3 cells) try `ours, seminorm`" in told
+    assert "For neural networks of up to 10,000 parameters (n = 2 problems, 6 cells) keep it" in told
+    assert "all of them fail and `discrete` does not on 1 of 3 problems (wild)" in told
+    assert "`discrete` fails and some backward solve does not, is seen on 0 of 3 problems" in told
+    assert "the best way in PyTorch takes 2.0 times the time of the best in JAX" in told
+
+
+def test_decisions_turn_round_with_the_results():
+    turned = {"ours, discrete": "ours, seminorm", "ours, seminorm": "ours, discrete"}
+    other = [dataclasses.replace(it, contestant=turned.get(it.contestant, it.contestant)) for it in MADE_UP]
+    first, *others = decide(cells(other), WAYS, KINDS, failures(other))
+    assert "start with `ours, seminorm`" in first
+    assert "`discrete` fails and some backward solve does not, is seen on 1 of 3 problems (wild)" in "\n".join(others)
+
+
+def test_nothing_measured_is_nothing_decided():
+    assert decide([], WAYS, KINDS, []) == ["Nothing was measured in PyTorch, so there is nothing to decide."]
+    cell = Cell("calm", 1e-2, {"ours, discrete": 2.0, "ours, seminorm": 1.0})
+    assert cell.ratios(["ours, discrete", "absent"]) == {"ours, discrete": 1.0}
+    assert failures([made_up("calm", "ours, discrete", *ROWS)]) == []
+    assert failures(MADE_UP)[0] == Failures("calm", 1e-2, {"ours, seminorm": False}, discrete=False)
+
+
+@pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")
+def test_the_page_is_what_the_results_make():
+    gathered = page.Gathered(results.load_all(results.COMMITTED))
+    assert page.make_page(gathered) == page.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.adjoints.page"
+    for name in gathered.problems:
+        assert (page.FIGURES / f"adjoints-{name}.png").exists()
