@@ -24,7 +24,7 @@ from torchadjoint import METHODS
 
 from .control import swing_up
 from .experiments import EXPERIMENTS
-from .gradients import drivers, gradient_errors, step_errors
+from .gradients import drivers, gradient_errors, losses, step_errors
 from .runs import load_data
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,20 @@ def measure_methods(
     return {**sizes, "reference": reference, "rows": rows}
 
 
+def measure_losses(
+    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """See `losses`; the whole test set by every method with error control, at the tolerances of `measure_methods`."""
+    rows = losses(
+        model,
+        data,
+        EXPERIMENTS[experiment].gradients.loss_function,
+        tolerances=[(10 * config.rtol, 10 * config.atol), (config.rtol, config.atol)],
+        methods=[name for name, method in METHODS.items() if method.is_adaptive],
+    )
+    return {"num_samples": len(data[0]), "rows": rows}
+
+
 def measure_step_errors(
     experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
 ) -> dict[str, Any]:
@@ -153,6 +167,7 @@ def save_record(path: Path, record: Mapping[str, Any]) -> None:
 MEASUREMENTS = {
     "gradient_errors": measure_gradient_errors,
     "methods": measure_methods,
+    "losses": measure_losses,
     "step_errors": measure_step_errors,
     "control": measure_control,
 }

@@ -68,7 +68,7 @@ class Experiment:
     paper: Scale
     time_axis: TimeAxis
     gradients: GradientSetting
-    measurements: tuple[str, ...] = ("gradient_errors", "methods", "step_errors")
+    measurements: tuple[str, ...] = ("gradient_errors", "methods", "losses", "step_errors")
     """Those of `diagnostics.MEASUREMENTS` that make sense for it."""
 
 
@@ -115,7 +115,7 @@ ACROBOT = Experiment(
         reference=(1e-9, 1e-9),
         training="--max-epochs 3",
     ),
-    measurements=("gradient_errors", "methods", "step_errors", "control"),
+    measurements=("gradient_errors", "methods", "losses", "step_errors", "control"),
 )
 
 EXPERIMENTS = {card.name: card for card in (SPEECH_COMMANDS, ACROBOT)}

@@ -92,6 +92,31 @@ def gradient_errors(
     return rows
 
 
+def losses(
+    model: nn.Module,
+    data: tuple[Tensor, ...],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    *,
+    tolerances: Sequence[tuple[float, float]],
+    methods: Sequence[str],
+) -> list[dict[str, Any]]:
+    """What trained weights are worth if another method solves: one row for each pair of tolerances and method.
+
+    The loss is that of all `data` as one batch; where the targets are labels there is the accuracy too.
+    """
+    inputs, targets, rows = data[0], data[-1], []
+    for (rtol, atol), method in itertools.product(tolerances, methods):
+        options = {"method": method, "rtol": rtol, "atol": atol}
+        model.solve = functools.partial(solve, **options)
+        with torch.no_grad():
+            prediction, counted = model(inputs)
+        row = {**options, "forward_nfe": counted.forward.nfe, "loss": loss_function(prediction, targets).item()}
+        if not targets.is_floating_point():
+            row["accuracy"] = (prediction.argmax(dim=-1) == targets).float().mean().item()
+        rows.append(row)
+    return rows
+
+
 def step_errors(
     model: nn.Module, batch: tuple[Tensor, ...], loss_function: Callable[[Tensor, Tensor], Tensor], **options
 ) -> list[dict[str, Any]]:

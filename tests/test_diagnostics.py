@@ -21,7 +21,7 @@ from reproduction import control, diagnostics
 from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
 from reproduction.experiments import EXPERIMENTS
-from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, step_errors
+from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, losses, step_errors
 
 
 class Model(nn.Module):
@@ -71,6 +71,26 @@ def test_the_references_own_error_is_the_distance_of_two_ways_in_float64():
         for adjoint in ("seminorm", "discrete")
     )
     assert row["reference_error"] == pytest.approx(((other - exact).norm() / exact.norm()).item(), rel=1e-6)
+
+
+def test_losses_are_those_of_the_method_and_right_answers_are_counted():
+    field, y0 = Growth(), random(6, 3)
+    last = field.exact(y0, torch.tensor([0.0, 2.0], dtype=F64))[-1]
+    labels = last.argmax(dim=-1)
+    labels[:2] = last[:2].argmin(dim=-1)  # two of six are not the largest
+
+    def found(targets, loss_function, rtol):
+        methods = ["dopri5", "adaptive_heun"]
+        return losses(Model(field), (y0, targets), loss_function, tolerances=[(rtol, rtol)], methods=methods)
+
+    rows = found(labels, nn.functional.cross_entropy, 1e-8)
+    assert [row["accuracy"] for row in rows] == pytest.approx([4 / 6] * 2)
+    assert [row["loss"] for row in rows] == pytest.approx([nn.functional.cross_entropy(last, labels).item()] * 2)
+    assert rows[0]["forward_nfe"] < rows[1]["forward_nfe"]
+    # Of a loose solve the loss is off, by another amount for each method.
+    loose = [abs(row["loss"]) for row in found(last, nn.functional.mse_loss, 1e-2)]
+    assert min(loose) > 1e-8
+    assert loose[0] != pytest.approx(loose[1], rel=0.1)
 
 
 def test_references_are_two_decades_tighter_than_what_they_judge():
