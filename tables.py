@@ -155,7 +155,7 @@ def plan(options: Plan) -> None:
     missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
     print(_outlook(standing, missing, options.results_dir))
     if any(map(_is_download, runs)):
-        print("A training would download the recordings. Until then, done is what most results here were trained on.")
+        print("A training would download data. Until then, done is what most results here were trained on.")
 
 
 def show(options: Show) -> None:
@@ -194,7 +194,8 @@ def check_device(runs: Sequence[Run], device: str) -> None:
 def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], dict[tuple, Sample]]:
     """The runs with the digests of their data, and samples of these; every data set is loaded once.
 
-    Unless it `may_download` the recordings, runs on these stay without, and their sample is of the synthetic sounds.
+    Unless it `may_download` data, runs on these stay without, and their sample is of what stands in for them, if there
+    is such.
     """
     digests, samples = {}, {}
     for run in runs:
@@ -203,8 +204,8 @@ def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], di
         if may_download or not _is_download(run):
             data = load_data(run.experiment, run.config)
             digests[run.data_key], samples[run.data_key] = data.digest, Sample.of(data)
-        else:
-            data = load_data(run.experiment, replace(run.config, data_root="synthetic"))
+        elif stand_in := EXPERIMENTS[run.experiment].stand_in:
+            data = load_data(run.experiment, replace(run.config, data_root=stand_in))
             num_training = EXPERIMENTS[run.experiment].paper.training_samples
             samples[run.data_key] = replace(Sample.of(data), num_training=num_training)
     return [replace(run, digest=digests.get(run.data_key)) for run in runs], samples

@@ -121,7 +121,9 @@ def test_csv_round_trips(all_seeds):
     text = render(standing, results, format="csv", all_seeds=all_seeds)
     summary = summarise(collect(standing, results), all_seeds=all_seeds)
     assert len(summary) == (9 if all_seeds else 3)
-    pandas.testing.assert_frame_equal(pandas.read_csv(io.StringIO(text)), summary, check_dtype=False, rtol=1e-14)
+    found = pandas.read_csv(io.StringIO(text), dtype={"group": str})
+    found["group"] = found["group"].fillna("")
+    pandas.testing.assert_frame_equal(found, summary, check_dtype=False, rtol=1e-14)
 
 
 def test_markup_of_each_format():
