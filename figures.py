@@ -24,13 +24,15 @@ def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
     results = list(load_all(results_dir).values())
     drawings = {}
     for experiment, card in EXPERIMENTS.items():
-        # One experiment without runs must not keep the other's figures from being drawn.
-        runs = partial(run_figures.comparable, results, experiment)
-        drawings[f"{experiment}-backward-nfe"] = lambda runs=runs: run_figures.backward_nfe(runs())
-        drawings[f"{experiment}-learning"] = lambda runs=runs: run_figures.learning(runs())
-        drawings[f"{experiment}-solver-times"] = lambda runs=runs: time_figures.solver_times(runs())
-        if len(card.tolerances) > 1:
-            drawings[f"{experiment}-nfe-by-tolerance"] = lambda runs=runs: run_figures.nfe_by_tolerance(runs())
+        for group in card.figure_groups:
+            name = f"{experiment}-{group}" if group else experiment
+            # One experiment without runs must not keep the other's figures from being drawn.
+            runs = partial(run_figures.comparable, results, experiment, group)
+            drawings[f"{name}-backward-nfe"] = lambda runs=runs: run_figures.backward_nfe(runs())
+            drawings[f"{name}-learning"] = lambda runs=runs: run_figures.learning(runs())
+            drawings[f"{name}-solver-times"] = lambda runs=runs: time_figures.solver_times(runs())
+            if len(card.tolerances) > 1:
+                drawings[f"{name}-nfe-by-tolerance"] = lambda runs=runs: run_figures.nfe_by_tolerance(runs())
     read = partial(diagnostic_figures.read, results_dir)
     drawings["gradient-errors"] = lambda: diagnostic_figures.gradient_errors(read("gradient_errors"))
     drawings["step-errors"] = lambda: diagnostic_figures.step_errors(read("step_errors"))

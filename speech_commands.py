@@ -166,7 +166,7 @@ def run(config: Config) -> Results:
         model=build(config),
         data=data,
         loss_function=functional.cross_entropy,
-        num_correct=lambda logits, labels: (logits.argmax(dim=-1) == labels).sum(),
+        measures={"accuracy": lambda logits, labels: (logits.argmax(dim=-1) == labels).sum()},
     )
 
 

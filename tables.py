@@ -22,7 +22,7 @@ from reproduction.evidence import Evidence
 from reproduction.experiments import EXPERIMENTS
 from reproduction.local_engine import devices_of, run_locally
 from reproduction.runs import PRESETS, Run, load_data, preset_runs
-from reproduction.status import Status, estimated_seconds, on_found_data, statuses
+from reproduction.status import Status, begun, estimated_seconds, on_found_data, statuses
 from reproduction.sweep import Engine, sweep
 from reproduction.timing import Sample, rough_seconds
 
@@ -167,7 +167,7 @@ def plan(options: Plan) -> None:
     missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
     print(_outlook(standing, missing, options.results_dir))
     if any(map(_is_download, runs)):
-        print("A training would download the recordings. Until then, done is what most results here were trained on.")
+        print("A training would download data. Until then, done is what most results here were trained on.")
 
 
 def show(options: Show) -> None:
@@ -180,7 +180,7 @@ def show(options: Show) -> None:
 def page(options: Page) -> None:
     """Puts the tables into docs/results.md; with `check`, only exits with 1 if other tables are there."""
     results = load_all(options.results_dir).values()
-    standing = statuses(on_found_data(preset_runs(options.preset), results), options.results_dir)
+    standing = begun(statuses(on_found_data(preset_runs(options.preset), results), options.results_dir))
     document = PAGE.read_text(encoding="utf-8")
     updated = typesetting.insert(document, typesetting.render(standing, results, format="markdown"))
     if updated == document:
@@ -215,7 +215,8 @@ def check_device(runs: Sequence[Run], device: str) -> None:
 def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], dict[tuple, Sample]]:
     """The runs with the digests of their data, and samples of these; every data set is loaded once.
 
-    Unless it `may_download` the recordings, runs on these stay without, and their sample is of the synthetic sounds.
+    Unless it `may_download` data, runs on these stay without, and their sample is of what stands in for them, if there
+    is such.
     """
     digests, samples = {}, {}
     for run in runs:
@@ -224,8 +225,8 @@ def with_data(runs: Sequence[Run], *, may_download: bool) -> tuple[list[Run], di
         if may_download or not _is_download(run):
             data = load_data(run.experiment, run.config)
             digests[run.data_key], samples[run.data_key] = data.digest, Sample.of(data)
-        else:
-            data = load_data(run.experiment, replace(run.config, data_root="synthetic"))
+        elif stand_in := EXPERIMENTS[run.experiment].stand_in:
+            data = load_data(run.experiment, replace(run.config, data_root=stand_in))
             num_training = EXPERIMENTS[run.experiment].paper.training_samples
             samples[run.data_key] = replace(Sample.of(data), num_training=num_training)
     return [replace(run, digest=digests.get(run.data_key)) for run in runs], samples

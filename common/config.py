@@ -27,8 +27,9 @@ class TrainingConfig:
     """What the settings of every experiment have in common.
 
     A field's annotation, in derived classes too, says what it may be: an `int` is at least 1 and a `float` finite and
-    above 0, or within the `minimum` and `maximum` in the field's metadata; a `Literal` is one of its values. A path
-    becomes a string. A field with `condition=False` in its metadata does not change what is learnt.
+    above 0, or within the `minimum` and `maximum` in the field's metadata; a `Literal` is one of its values; None is
+    allowed where it is named. A path becomes a string. A field with `condition=False` in its metadata does not change
+    what is learnt.
 
     Raises:
         ValueError: if a value is not allowed; it says what is.
@@ -150,7 +151,9 @@ def check_stored(stored: Mapping[str, Any]) -> None:
 def _checked(setting: Field, value: Any) -> Any:
     """`value` as the setting's annotation has it; numbers of other libraries, such as NumPy's, become Python's."""
     kind, limits = setting.type, {name: limit for name, limit in setting.metadata.items() if name != "condition"}
-    if kind is int:
+    if kind == int | None and value is None:
+        return None
+    if kind in (int, int | None):
         return arguments.whole_number(setting.name, value, **limits)
     if kind is float:
         return arguments.number(setting.name, value, **limits)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torchadjoint.statistics import SolveStatistics
 
 from .records import Record, read_as
-from .results import Metrics
+from .results import MEASURES, Metrics
 
 MAX_TIMES = 256
 """How many times of each kind the metrics of a pass keep at most."""
@@ -33,7 +33,7 @@ class Pass(Record):
         self.num_batches += 1
 
     def means(self) -> dict[str, float]:
-        return {name: self.totals[name] / self.num_samples for name in ("loss", "accuracy") if name in self.totals}
+        return {name: self.totals[name] / self.num_samples for name in ("loss", *MEASURES) if name in self.totals}
 
     def metrics(self) -> Metrics:
         passed = {"dataset_size": self.num_samples, "timestamp": self.timestamp, "timespan": self.timespan}

@@ -10,6 +10,8 @@ from torchadjoint.arguments import shown
 
 IN_MEMORY_ONLY = {"in_memory_only": True}
 """The metadata of a field that JSON leaves out."""
+OPTIONAL = {"optional": True}
+"""The metadata of a field that a record may be without: it is None then, and neither mapping nor JSON has its name."""
 NO_LIMITS: Mapping[str, Any] = {}
 
 
@@ -17,25 +19,32 @@ class Record(Mapping):
     """A dataclass whose fields can also be looked up by name, as in a dictionary."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.__dataclass_fields__:
+        if name not in list(self):
             raise KeyError(name)
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.__dataclass_fields__)
+        for item in fields(self):
+            if not is_optional(item) or getattr(self, item.name) is not None:
+                yield item.name
 
     def __len__(self) -> int:
-        return len(self.__dataclass_fields__)
+        return len(list(iter(self)))
 
     def keys(self) -> KeysView[str]:
         """The names. Unlike Mapping's, they print as names alone."""
         return dict.fromkeys(self).keys()
 
 
+def is_optional(item: Field) -> bool:
+    """Whether a record may be without this field."""
+    return item.metadata.get("optional", False)
+
+
 def plain(value: Any) -> Any:
     """`value` in terms of strict JSON: records become objects, and numbers that are not finite become null."""
     if isinstance(value, Record):
-        return {name: plain(value[name]) for name in _stored(type(value))}
+        return {name: plain(value[name]) for name in _stored(type(value)) if name in value}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -48,9 +57,9 @@ def plain(value: Any) -> Any:
 def read_as(kind: Any, value: Any, name: str = "it", limits: Mapping[str, Any] = NO_LIMITS) -> Any:
     """`value`, in terms of JSON, as a field annotated with `kind` has it; objects become records.
 
-    Of a kind of record and its subclasses, an object becomes that which has exactly its names. The `minimum` and
-    `maximum` in the metadata of a record's field are `limits` of its numbers; where there are none, null is NaN where a
-    number must be. Text and names become one line of printable characters, as people will read them.
+    The `minimum` and `maximum` in the metadata of a record's field are `limits` of its numbers; where there are none,
+    null is NaN where a number must be. Text and names become one line of printable characters, as people will read
+    them.
 
     Raises:
         ValueError: if `value` is something else; the sentence begins with `name`.
@@ -96,14 +105,17 @@ def _read_number(kind: type, value: float | None, name: str, limits: Mapping[str
 
 
 def _read_record(kind: type[Record], values: Mapping[str, Any], name: str) -> Record:
-    # The closest is the right one, or what was meant.
-    record = min((kind, *kind.__subclasses__()), key=lambda record: len(_stored(record).keys() ^ values.keys()))
-    stored = _stored(record)
-    differences = {"lacks": stored.keys() - values.keys(), "has the unknown": values.keys() - stored.keys()}
+    stored = _stored(kind)
+    optional = {key for key, item in stored.items() if is_optional(item)}
+    differences = {
+        "lacks": stored.keys() - optional - values.keys(),
+        "has the unknown": values.keys() - stored.keys(),
+        "has a null for": {key for key in optional & values.keys() if values[key] is None},
+    }
     told = [f"{verb} {', '.join(map(shown, sorted(names)))}" for verb, names in differences.items() if names]
     if told:
         raise ValueError(f"{name} {' and '.join(told)}")
-    return record(
+    return kind(
         **{
             key: read_as(stored[key].type, value, f"{name}.{key}", stored[key].metadata)
             for key, value in values.items()

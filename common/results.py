@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from torchadjoint.arguments import shown
 from . import files
 from .config import check_stored
 from .provenance import Provenance
-from .records import IN_MEMORY_ONLY, Record, plain, read_as
+from .records import IN_MEMORY_ONLY, OPTIONAL, Record, is_optional, plain, read_as
 
 SCHEMA = 3
 Setting = str | int | float | bool | None
@@ -48,15 +48,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Tally(Record):
-    """What was added up, exactly, over the batches of one pass over a data set."""
+    """What was added up, exactly, over the batches of one pass over a data set.
+
+    The optional ones are measures of a model of some kind: means over the samples, as the loss is.
+    """
 
     loss: float = field(metadata=LOSS)
+    accuracy: float | None = field(default=None, metadata={**SHARE, **OPTIONAL})
+    """Share of samples that a classifier has right."""
+    bits_per_dim: float | None = field(default=None, metadata={**LOSS, **OPTIONAL})
+    """Negative log-likelihood of a density of images, in bits for each of their numbers."""
+    nll: float | None = field(default=None, metadata={**LOSS, **OPTIONAL})
+    """Negative log-likelihood of any other density, in nats."""
     forward_nfe: int = field(metadata=COUNT)
     backward_nfe: int = field(metadata=COUNT)
     forward_accepted: int = field(metadata=COUNT)
     forward_rejected: int = field(metadata=COUNT)
     backward_accepted: int = field(metadata=COUNT)
     backward_rejected: int = field(metadata=COUNT)
+
+
+MEASURES = tuple(item.name for item in fields(Tally) if is_optional(item))
+"""The names of what is measured of models of some kind alone."""
 
 
 @dataclass(kw_only=True)
@@ -82,20 +95,6 @@ class Epoch(Tally):
     seconds: float = field(metadata=SECONDS)
     cpu_seconds: float | None = field(metadata=SECONDS)
     learning_rate: float
-
-
-@dataclass(kw_only=True)
-class ClassifierMetrics(Metrics):
-    """One pass of a classifier."""
-
-    accuracy: float = field(metadata=SHARE)
-
-
-@dataclass(kw_only=True)
-class ClassifierEpoch(Epoch):
-    """The training steps of one epoch of a classifier."""
-
-    accuracy: float = field(metadata=SHARE)
 
 
 @dataclass(kw_only=True)
@@ -270,8 +269,10 @@ def _check(results: Results) -> None:
     if results.status == "completed" and (None in of_parts or not measured or measured[-1] != trained[-1]):
         raise ValueError("it is completed, but lacks metrics of a part of the data or of its last epoch")
     of_epochs = [metrics for entry in results.history for metrics in (entry.train_metrics, entry.val_metrics)]
-    if len({"accuracy" in tally for tally in [*of_parts, *of_epochs, *results.epochs] if tally is not None}) > 1:
-        raise ValueError("it has an accuracy in some epochs or metrics and none in others")
+    tallies = [tally for tally in [*of_parts, *of_epochs, *results.epochs] if tally is not None]
+    for name in MEASURES:
+        if len({name in tally for tally in tallies}) > 1:
+            raise ValueError(f"it has {name} in some epochs or metrics and none in others")
 
 
 def _upgraded(stored: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training loop that both experiments share: they give it a model, its loss and the data, and get the results."""
+"""The training loop that all experiments share: they give it a model, its loss and the data, and get the results."""
 
 import contextlib
 import copy
@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .measuring import Pass
 from .progress import Progress, say
 from .provenance import Provenance, describe
 from .records import read_as
-from .results import ClassifierEpoch, Epoch, HistoryEntry, Metrics, Results, make_directory, save
+from .results import Epoch, HistoryEntry, Metrics, Results, make_directory, save
 
 CHECKPOINT_SECONDS = 300.0
 """How long an epoch trains on at most before it writes a checkpoint; each epoch writes one at its end too."""
@@ -42,7 +42,7 @@ def train(
     model: nn.Module,
     data: DataSplit,
     loss_function: Callable[[Tensor, Tensor], Tensor],
-    num_correct: Callable[[Tensor, Tensor], Tensor] | None = None,
+    measures: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
 ) -> Results:
     """Trains a model, restores its best state by train loss, measures that, and saves and returns what happened.
 
@@ -54,7 +54,8 @@ def train(
         data: the batches, already on that device. Their last tensor is the target: the input itself if there is but
             one tensor.
         loss_function: the mean loss of a prediction, given its target.
-        num_correct: how many samples of a prediction are right, given its target. Without it there is no accuracy.
+        measures: the sum over the samples of a prediction, given its target, of what the results are to hold beside the
+            loss, by its name in `results.MEASURES`, such as how many are right for `accuracy`.
 
     Raises:
         ValueError: before training begins, if there is no place to save the results, if another process trains the
@@ -89,7 +90,7 @@ def train(
             checkpoint = Checkpoint(directory / f"seed-{config.seed}.checkpoint", identity)
             stack.enter_context(checkpoint)
         signals = stack.enter_context(DelayedSignals())
-        trainer = _Trainer(config, results, loss_function, num_correct, checkpoint, signals)
+        trainer = _Trainer(config, results, loss_function, measures or {}, checkpoint, signals)
         if not (config.resume and checkpoint.restore(trainer.state)) and config.save and checkpoint.path.exists():
             say(f"Starts anew; the first epoch will replace {checkpoint.path}, which resumes.", sys.stderr)
         try:
@@ -121,7 +122,7 @@ class _Trainer:
         config: TrainingConfig,
         results: Results,
         loss_function: Callable,
-        num_correct: Callable | None,
+        measures: Mapping[str, Callable],
         checkpoint: Checkpoint | None,
         signals: DelayedSignals,
     ):
@@ -129,7 +130,7 @@ class _Trainer:
         self.results = results
         self.model = results.model
         self.loss_function = loss_function
-        self.num_correct = num_correct
+        self.measures = measures
         self.checkpoint = checkpoint
         self.signals = signals
         optimiser = torch.optim.AdamW(
@@ -253,8 +254,7 @@ class _Trainer:
             loss = self.loss_function(prediction, batch[-1])
         sums = {"loss": loss.item() * len(batch[0])}
         _check_finite("loss", loss.item())
-        if self.num_correct is not None:
-            sums["accuracy"] = self.num_correct(prediction, batch[-1]).item()
+        sums |= {name: measure(prediction, batch[-1]).item() for name, measure in self.measures.items()}
         if backward:
             loss.backward()
         return sums, statistics
@@ -299,7 +299,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _epoch(metrics: Metrics, epoch: int, cpu_seconds: float, learning_rate: float) -> Epoch:
-    kept = {name: value for name, value in metrics.items() if name in ClassifierEpoch.__dataclass_fields__}
+    kept = {name: value for name, value in metrics.items() if name in Epoch.__dataclass_fields__}
     clocks = {"seconds": metrics.timespan, "cpu_seconds": cpu_seconds}
     return read_as(Epoch, {**kept, **clocks, "epoch": epoch, "learning_rate": learning_rate})
 

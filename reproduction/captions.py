@@ -48,8 +48,11 @@ OF_RUNS = {
     ),
 }
 CAPTIONS = {
-    f"{experiment}-{kind}": Caption(f"{card.title}: {caption.title}", caption.alternative, caption.reading)
+    f"{experiment}-{group}-{kind}".replace("--", "-"): Caption(
+        f"{card.title_of(group)}: {caption.title}", caption.alternative, caption.reading
+    )
     for experiment, card in EXPERIMENTS.items()
+    for group in card.figure_groups
     for kind, caption in OF_RUNS.items()
 } | {
     "gradient-errors": Caption(

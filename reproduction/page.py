@@ -52,7 +52,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         results_dir=results_dir,
         now=time.time(),
         collected=collected,
-        headlines=list(_headlines(tables)),
+        headlines=list(_headlines(tables, _titles(collected))),
         coverage=coverage,
         norms=[norm for norm in LOOKS if any(norm in row["states"] for row in coverage)],
         machines=_machines(results.values()),
@@ -98,10 +98,16 @@ def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
-def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
+def _titles(collected: pandas.DataFrame) -> list[str]:
+    """Of each experiment and group, in order."""
+    pairs = collected[["experiment", "group"]].drop_duplicates().itertuples(index=False)
+    return [EXPERIMENTS[experiment].title_of(group) for experiment, group in pairs]
+
+
+def _headlines(tables: Sequence[Table], titles: Sequence[str]) -> Iterator[dict[str, str | None]]:
     """What the tables say of the trick, and of what was published as the trick: one for each pair of tolerances."""
     by_title = {table.title: table.frame.to_dict("records") for table in tables}
-    for title in (card.title for card in EXPERIMENTS.values()):
+    for title in titles:
         papers = {
             row["rtol, atol"]: f"{row['paper: saved']} ({row['paper: status']})"
             for row in by_title.get(f"{title}: the paper's figures beside ours", [])
@@ -126,11 +132,14 @@ def _headlines(tables: Sequence[Table]) -> Iterator[dict[str, str | None]]:
 def _coverage(collected: pandas.DataFrame) -> list[dict[str, Any]]:
     """How it stands with the runs of each norm, for each experiment and pair of tolerances."""
     rows = []
-    for (experiment, rtol, atol), runs in collected.groupby(["experiment", "rtol", "atol"], sort=False):
+    keys = ["experiment", "group", "rtol", "atol"]
+    for (experiment, group, rtol, atol), runs in collected.groupby(keys, sort=False):
         states = {}
         for run in runs.itertuples():
             states.setdefault(run.way, []).append(run.status)
-        rows.append({"experiment": experiment, "tolerances": tolerances(rtol, atol), "states": states})
+        rows.append(
+            {"title": EXPERIMENTS[experiment].title_of(group), "tolerances": tolerances(rtol, atol), "states": states}
+        )
     return rows
 
 

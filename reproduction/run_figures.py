@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.results import Results
 
+from .experiments import EXPERIMENTS
 from .runs import way_of, whole_config
 from .style import (
     GREY,
@@ -38,13 +39,18 @@ MAY_DIFFER = (
 TOLERANCES = ["rtol", "atol"]
 
 
-def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
-    """The completed runs of an experiment that belong in one figure; a warning goes to the log for those left out.
+def comparable(results: Iterable[Results], experiment: str, group: str = "") -> list[Results]:
+    """The completed runs of a group that belong in one figure; a warning goes to the log for those left out.
 
     They have the same data, model and batches, and are those which saw the most samples in all. Of several with the
     same norm, tolerances and seed the one with the most epochs counts.
     """
-    mine = [result for result in results if result.experiment == experiment]
+    group_of = EXPERIMENTS[experiment].group
+    mine = [
+        result
+        for result in results
+        if result.experiment == experiment and group_of(whole_config(experiment, result.config)) == group
+    ]
     completed = [result for result in mine if result.status == "completed"]
     groups: dict[str, dict[tuple, Results]] = {}
     for result in completed:
@@ -56,8 +62,8 @@ def comparable(results: Iterable[Results], experiment: str) -> list[Results]:
             group[key] = result
     if not groups:
         raise NothingToDraw(
-            f"There is no completed run of {experiment}: make one by `python {experiment}.py --device cpu --norm "
-            "seminorm`, or all by `python tables.py run cpu`."
+            f"There is no completed run of {EXPERIMENTS[experiment].title_of(group)}: make one by "
+            f"`python {experiment}.py --device cpu --norm seminorm`, or all by `python tables.py run cpu`."
         )
     chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * num_batches_of(r) for r in group.values()))
     if len(mine) > len(chosen):

@@ -49,6 +49,11 @@ class Run:
         """How it differentiates."""
         return way_of(asdict(self.config))
 
+    @property
+    def group(self) -> str:
+        """Those of its experiment that it shares tables with."""
+        return EXPERIMENTS[self.experiment].group(vars(self.config))
+
     def path(self, results_dir: str, suffix: str) -> Path:
         """The file of this run with this suffix, beside its results; its folder need not exist."""
         directory = directory_of(results_dir, self.experiment, self.config.condition)
@@ -139,6 +144,7 @@ def quick(data_root: str | None) -> list[Block]:
     return [
         Block("acrobot", _norms("default", "seminorm", "as-published"), dict(num_trajectories=16, max_epochs=2), 1),
         Block("speech_commands", _norms("default", "seminorm"), speech, 1),
+        Block("flow", _norms("default", "seminorm"), dict(data="checkerboard", batch_size=500, max_epochs=2), 1),
     ]
 
 
@@ -158,6 +164,19 @@ def cpu(data_root: str | None) -> list[Block]:
         ),
         Block("acrobot", _norms("default", "seminorm", "as-published"), acrobot, 3),
         Block("acrobot", [*_norms("discrete"), WARM_START], acrobot, 1),
+        *_flows(),
+    ]
+
+
+def _flows() -> list[Block]:
+    """Densities of toys, tables and digits, of a size for a CPU."""
+    ways = _norms("default", "per-tensor", "seminorm", "discrete")
+    toys = dict(batch_size=100, max_epochs=30)
+    tables = dict(rtol=1e-6, atol=1e-8, batch_size=1000, max_epochs=300)
+    return [
+        *(Block("flow", ways, dict(data=data, **toys), 3) for data in ("checkerboard", "8gaussians", "2spirals")),
+        *(Block("flow", ways, dict(data=data, **tables), 1) for data in ("wine", "breast_cancer")),
+        Block("flow", ways, dict(data="digits", width=16, max_epochs=30), 2),
     ]
 
 
@@ -167,7 +186,12 @@ def paper(data_root: str | None) -> list[Block]:
     speech = [
         Block("speech_commands", norms, dict(rtol=rtol, atol=atol, data_root=data_root), 5) for rtol, atol in TOLERANCES
     ]
-    return [*speech, Block("acrobot", [*norms, *_norms("as-published"), WARM_START], {}, 5)]
+    flows = [
+        Block("flow", norms, dict(data=data, width=width, data_root=None), 5)
+        for data in ("mnist", "cifar10")
+        for width in (32, 64, 128)
+    ]
+    return [*speech, Block("acrobot", [*norms, *_norms("as-published"), WARM_START], {}, 5), *flows]
 
 
 PRESETS = {"quick": quick, "cpu": cpu, "paper": paper}

@@ -55,6 +55,12 @@ def statuses(runs: Sequence[Run], results_dir: str, *, retry_before: float = 0.0
     return standing
 
 
+def begun(standing: Sequence[Status]) -> list[Status]:
+    """Those of the experiments and groups of which some run is done; all where none is."""
+    groups = {(status.run.experiment, status.run.group) for status in standing if status.state == "done"}
+    return [status for status in standing if (status.run.experiment, status.run.group) in groups] or list(standing)
+
+
 def time_after_failures(runs: Sequence[Run], results_dir: str) -> float:
     """Now, or a later time if a clock that was set back since has put an end of these runs into the future."""
     ends = [_last_end(run, attempts, results_dir)[0] for run, attempts in zip(runs, _attempts(runs, results_dir))]  # noqa: B905

@@ -11,15 +11,16 @@ import numpy
 import pandas
 from scipy import stats
 
-from common.results import Results
+from common.results import MEASURES, Results
 
+from .experiments import EXPERIMENTS
 from .runs import identity, identity_of
 from .status import Status, one_line
 
-CONDITION = ["experiment", "rtol", "atol", "way"]
+CONDITION = ["experiment", "group", "rtol", "atol", "way"]
 """The columns that a condition's runs share; they differ in the seed."""
 MEASURED = [
-    "epochs", "accuracy", "loss", "backward_nfe", "forward_nfe", "test_backward_nfe", "seconds", "epoch_seconds",
+    "epochs", *MEASURES, "loss", "backward_nfe", "forward_nfe", "test_backward_nfe", "seconds", "epoch_seconds",
     "memory",
 ]  # fmt: skip
 BASELINES = ("default", "per-tensor")
@@ -39,12 +40,13 @@ CONFIDENCE = 0.95
 def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.DataFrame:
     """One row for each run, condition by condition, from how it stands with them and from all results there are.
 
-    The columns are those of `CONDITION`, then `seed`, `synthetic` (whether the data are the sample that is not speech),
-    `status` (`completed`, `failed` or `missing`), `failure`, `MEASURED` (NFE and seconds of all training steps, loss
-    and accuracy of the test set, the peak of GPU memory in bytes) and what the run was made on. `seconds` are those of
-    the process on all CPU cores where `clock` is `CPU`, else (on a GPU, or in a file of schema 1) those of the wall
-    clock. What was not measured is NaN. A run that was completed several times counts once, by its latest results.
-    `elsewhere` is how many completed results differ from the run in nothing but their data.
+    The columns are those of `CONDITION`, then `seed`, `metric` (the column of what was learnt), `synthetic` (whether
+    the data are the sample that is not speech), `status` (`completed`, `failed` or `missing`), `failure`, `MEASURED`
+    (NFE and seconds of all training steps, loss and measures of the test set, the peak of GPU memory in bytes) and what
+    the run was made on. `seconds` are those of the process on all CPU cores where `clock` is `CPU`, else (on a GPU, or
+    in a file of schema 1) those of the wall clock. What was not measured is NaN. A run that was completed several times
+    counts once, by its latest results. `elsewhere` is how many completed results differ from the run in nothing but
+    their data.
     """
     standing = list(standing)
     experiments = {status.run.experiment for status in standing}
@@ -56,8 +58,9 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
     rows = []
     for status in standing:
         run, config = status.run, status.run.config
-        condition = (run.experiment, config.rtol, config.atol, run.way)
+        condition = (run.experiment, run.group, config.rtol, config.atol, run.way)
         row = {**dict(zip(CONDITION, condition, strict=True)), "seed": config.seed}
+        row["metric"] = EXPERIMENTS[run.experiment].metric(vars(config))
         row["elsewhere"] = on_any_data[replace(run, digest=None).identity] - on_its_data[run.identity]
         row["synthetic"] = getattr(config, "data_root", None) == "synthetic"
         if run.identity in found:
@@ -67,7 +70,7 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
         else:
             row |= {"status": "missing"}
         rows.append(row)
-    about = ["seed", "synthetic", "status", "failure", "elsewhere"]
+    about = ["seed", "metric", "synthetic", "status", "failure", "elsewhere"]
     made_on = ["clock", "split", "training_samples", "batch_size", "device"]
     collected = pandas.DataFrame(rows, columns=[*CONDITION, *about, *MEASURED, *made_on])
     return collected.iloc[collected.groupby(CONDITION, sort=False).ngroup().argsort(kind="stable")]
@@ -79,7 +82,7 @@ def _measured(result: Results) -> dict[str, float | str | None]:
     seconds = sum(epoch.cpu_seconds if clock == "CPU" else epoch.seconds for epoch in epochs)
     return {
         "epochs": len(epochs),
-        "accuracy": test.get("accuracy"),
+        **{name: test.get(name) for name in MEASURES},
         "loss": test.loss,
         "backward_nfe": sum(epoch.backward_nfe for epoch in epochs),
         "forward_nfe": sum(epoch.forward_nfe for epoch in epochs),
@@ -130,7 +133,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, baseline: str) -> pandas.DataFrame:
     """The savings of all conditions but the baseline itself, from its and their runs of equal seed and data."""
     is_baseline = completed["way"] == baseline
-    shared = ["experiment", "rtol", "atol", "seed", "split"]
+    shared = ["experiment", "group", "rtol", "atol", "seed", "split"]
     pairs = completed[~is_baseline].merge(completed.loc[is_baseline, [*shared, quantity]], on=shared)
     savings = {
         condition: saving(pair[f"{quantity}_x"].to_numpy(), pair[f"{quantity}_y"].to_numpy())

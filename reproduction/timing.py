@@ -41,7 +41,7 @@ def rough_seconds(
 ) -> list[float | None]:
     """About how long each run takes, in seconds, measurements included; None if no step can be timed here.
 
-    One step is timed for each experiment and batch size, with the seminorm at the experiment's own tolerances and with
+    One step is timed for each experiment, group and batch size, with the seminorm, the experiment's own tolerances and
     the initial weights. How many evaluations a step of another norm or at other tolerances takes is what completed
     `results` of the same experiment tell; without such, as many. `samples` are by `Run.data_key`.
     """
@@ -49,7 +49,7 @@ def rough_seconds(
     timed = {}
     seconds = []
     for run in runs:
-        sample, key = samples[run.data_key], (run.data_key, run.config.batch_size)
+        sample, key = samples[run.data_key], (run.data_key, run.group, run.config.batch_size)
         if key not in timed:
             timed[key] = _timed_step(run, sample, device)
         if timed[key] is None:

@@ -15,12 +15,14 @@ from common.results import Results
 from .experiments import EXPERIMENTS
 from .published import PUBLISHED
 from .status import Status
-from .summary import BASELINES, CONDITION, CONFIDENCE, SAVING_ENDS, SAVINGS, collect, summarise
+from .summary import BASELINES, CONFIDENCE, SAVING_ENDS, SAVINGS, collect, summarise
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 PAPERS_WAYS = ("default", "per-tensor", "seminorm", "as-published")
 QUANTITIES = {
     "accuracy": "test accuracy",
+    "bits_per_dim": "test bits per dimension",
+    "nll": "test NLL (nats)",
     "loss": "test loss",
     "backward_nfe": "backward NFE, training",
     "test_backward_nfe": "backward NFE, test set",
@@ -59,23 +61,24 @@ class Table:
 def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table]:
     """The tables of what `summary.collect` returned: a row a condition, or with `all_seeds` a row a run.
 
-    For each experiment: what is saved, the paper's figures beside ours (means, so not with `all_seeds`), in a table of
-    its own what is beyond the paper, and what everything costs.
+    For each experiment and group: what is saved, the paper's figures beside ours (means, so not with `all_seeds`), in a
+    table of its own what is beyond the paper, and what everything costs.
     """
     tables = []
-    for experiment, runs in collected.groupby("experiment", sort=False):
-        title, summary = EXPERIMENTS[experiment].title, summarise(runs, all_seeds=all_seeds)
+    for (experiment, group), runs in collected.groupby(["experiment", "group"], sort=False):
+        title, summary = EXPERIMENTS[experiment].title_of(group), summarise(runs, all_seeds=all_seeds)
+        metric = runs["metric"].iloc[0]
         baselines = [baseline for baseline in BASELINES if (runs["way"] == baseline).any()]
         papers, beyond = summary[~_is_beyond(summary)], summary[_is_beyond(summary)]
         notes = (*_scale(runs), *_absences(runs[~_is_beyond(runs)]))
-        tables.append(Table(title, _savings(papers, baselines), notes))
+        tables.append(Table(title, _savings(papers, baselines, metric), notes))
         comparison = [] if all_seeds or runs["synthetic"].any() else _comparison(papers)
         if comparison:
             frame = pandas.DataFrame(comparison)
             tables.append(Table(f"{title}: the paper's figures beside ours", frame, (COMPARISON_NOTE,)))
         if not beyond.empty:
             notes = (*_equal_seeds(runs), *_absences(runs[_is_beyond(runs)]))
-            tables.append(Table(f"{title}: beyond the paper", _savings(beyond, baselines), notes))
+            tables.append(Table(f"{title}: beyond the paper", _savings(beyond, baselines, metric), notes))
         tables.append(Table(f"{title}: costs", _costs(summary), (COST_NOTE,)))
     return tables
 
@@ -125,8 +128,7 @@ def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(columns, index=summary.index)
 
 
-def _savings(summary: pandas.DataFrame, baselines: list[str]) -> pandas.DataFrame:
-    metric = EXPERIMENTS[summary["experiment"].iloc[0]].metric
+def _savings(summary: pandas.DataFrame, baselines: list[str], metric: str) -> pandas.DataFrame:
     table = _conditions(summary)
     table["runs"] = [_num_runs(*row) for row in summary[["wanted", "completed", "failed"]].itertuples(index=False)]
     table["epochs"] = summary["epochs_mean"].map(lambda epochs: NOTHING if numpy.isnan(epochs) else f"{epochs:.4g}")
@@ -148,7 +150,7 @@ def _costs(summary: pandas.DataFrame) -> pandas.DataFrame:
 def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
     """Rows with a figure of the paper beside ours each, and with what the seminorm saves in both."""
     rows = []
-    ours = papers.set_index(CONDITION)
+    ours = papers.set_index(["experiment", "rtol", "atol", "way"])
     for figure in PUBLISHED:
         condition = (figure.experiment, figure.rtol, figure.atol)
         if not {(*condition, "default"), (*condition, "seminorm")} <= set(ours.index):
@@ -192,8 +194,8 @@ def _scale(runs: pandas.DataFrame) -> Iterable[str]:
     sample = " of synthetic sounds, which are not speech," if runs["synthetic"].any() else ""
     yield (
         f"Trained on {samples} samples{sample} in batches of {sizes}, on {' or '.join(completed['device'].unique())}. "
-        f"The paper: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, {paper.max_epochs} epochs, "
-        f"{paper.num_seeds} runs."
+        f"The paper{paper.caveat}: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, "
+        f"{paper.max_epochs} epochs, {paper.num_seeds} runs."
     )
     if elsewhere := runs["elsewhere"].sum():
         yield f"Left out, as they were trained on other data: {elsewhere} completed runs."
@@ -212,7 +214,7 @@ def _absences(runs: pandas.DataFrame) -> Iterable[str]:
 
 def _equal_seeds(runs: pandas.DataFrame) -> Iterable[str]:
     """What the paper's norms reach with just the seeds of the rows beyond the paper, where these have fewer."""
-    metric = EXPERIMENTS[runs["experiment"].iloc[0]].metric
+    metric = runs["metric"].iloc[0]
     completed = runs[runs["status"] == "completed"]
     for pair, alike in completed.groupby(["rtol", "atol"], sort=False):
         papers, seeds = alike[~_is_beyond(alike)], alike.loc[_is_beyond(alike), "seed"].unique()
@@ -248,6 +250,8 @@ def _cell(quantity: str, mean: float, deviation: float) -> str:
         decimals = 1
     elif quantity.endswith("nfe") and mean >= 1e6:
         unit, factor, decimals = " million", 1e-6, 2
+    elif quantity in ("bits_per_dim", "nll"):
+        decimals = 3
     elif quantity == "loss" and mean > 0:
         decimals = max(0, 2 - int(numpy.floor(numpy.log10(mean))))
     shown = [f"{factor * value:,.{decimals}f}" for value in (mean, deviation) if not numpy.isnan(value)]

@@ -164,7 +164,7 @@ class Square(nn.Module):
 def test_a_solution_that_explodes_is_located(tmp_path, solver):
     where = r"epoch 1 \(training\), batch 1 of 3, at rtol 0.001 and atol 1e-06: .* at t = 0\.\d+.*try larger tolerances"
     with pytest.raises(TrainingFailed, match=where):
-        run(make_config(tmp_path), model=Exploding(solver), num_correct=None)
+        run(make_config(tmp_path), model=Exploding(solver), measures=None)
 
 
 def fill(folder):

@@ -220,7 +220,9 @@ def test_the_command_draws_what_it_can_and_says_what_the_rest_lacks(tmp_path, ca
     assert len(drawn) == 2 * 7 + 1
     assert all(content.startswith((b"\x89PNG", b"%PDF", b"GIF8")) for content in drawn.values())
     lacking = [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()]
-    assert lacking == [
+    flows = [name for name in lacking if name.startswith("flow-")]
+    assert len(flows) == 9
+    others = [
         "speech_commands-nfe-by-tolerance",
         "acrobot-solver-times",
         "gradient-errors",
@@ -228,6 +230,7 @@ def test_the_command_draws_what_it_can_and_says_what_the_rest_lacks(tmp_path, ca
         "law",
         "equal-error",
     ]
+    assert [name for name in lacking if name not in flows] == others
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])

@@ -11,7 +11,18 @@ from records import made_on
 from torch import nn
 
 from common.records import plain, read_as
-from common.results import SCHEMA, Epoch, HistoryEntry, Metrics, Results, load, load_all, make_directory, save
+from common.results import (
+    MEASURES,
+    SCHEMA,
+    Epoch,
+    HistoryEntry,
+    Metrics,
+    Results,
+    load,
+    load_all,
+    make_directory,
+    save,
+)
 
 COUNTS = {
     f"{direction}_{name}": number
@@ -79,13 +90,20 @@ def test_items_are_attributes():
         results["keys"]
 
 
-def test_accuracy_is_absent_where_there_is_none():
+@pytest.mark.parametrize("name", MEASURES)
+def test_measures_are_absent_where_there_are_none(name):
     for kind, values in ((Metrics, METRICS), (Epoch, EPOCH)):
-        record = read_as(kind, values)
-        assert record.accuracy == record["accuracy"] == values["accuracy"]
-        without = read_as(kind, {name: value for name, value in values.items() if name != "accuracy"})
-        assert not hasattr(without, "accuracy")
-        assert "accuracy" not in without
+        others = {key: value for key, value in values.items() if key != "accuracy"}
+        record = read_as(kind, {**others, name: 0.25})
+        assert getattr(record, name) == record[name] == 0.25
+        without = read_as(kind, others)
+        assert name not in without
+        assert name not in plain(without)
+        assert len(record) == len(list(record)) == len(without) + 1
+        with pytest.raises(KeyError):
+            without[name]
+        with pytest.raises(ValueError, match=f"has a null for '{name}'"):
+            read_as(kind, {**others, name: None})
 
 
 def test_copies_and_pickles():
@@ -248,7 +266,7 @@ DAMAGES = [
     *[(f"config.{name}", "lacking", f"config lacks {name}") for name in CONFIG],
     *[(f"provenance.{name}", "lacking", f"provenance lacks '{name}'$") for name in made_on()],
     *[(name, "lacking", f"it lacks '{name}'$") for name in NAMES if name in plain(make_results())],
-    ("epochs.0.accuracy", "lacking", "an accuracy in some epochs or metrics and none in others"),
+    ("epochs.0.accuracy", "lacking", "it has accuracy in some epochs or metrics and none in others"),
     ("history.0.val_metrics.loss", "lacking", "val_metrics lacks 'loss'$"),
 ]
 

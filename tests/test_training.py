@@ -97,7 +97,12 @@ def run(config, model=None, **changes):
     if model is None:
         with seeded(config.seed, "weights"):
             model = Line(config.width)
-    arguments = {"data": make_data(config), "loss_function": squared_error, "num_correct": num_correct, **changes}
+    arguments = {
+        "data": make_data(config),
+        "loss_function": squared_error,
+        "measures": {"accuracy": num_correct},
+        **changes,
+    }
     return train(config, experiment="toy", model=model, **arguments)
 
 
@@ -177,16 +182,16 @@ def test_means_weigh_every_sample_alike(tmp_path):
     assert results.val_metrics.dataset_size == NUM_SAMPLES
 
 
-def test_without_num_correct_there_is_no_accuracy(tmp_path):
-    results = run(make_config(tmp_path), num_correct=None)
-    assert not hasattr(results.test_metrics, "accuracy")
-    assert not hasattr(results.epochs[0], "accuracy")
+def test_without_measures_there_is_no_accuracy(tmp_path):
+    results = run(make_config(tmp_path), measures=None)
+    assert "accuracy" not in results.test_metrics
+    assert "accuracy" not in results.epochs[0]
 
 
 def test_a_lone_tensor_is_input_and_target(tmp_path):
     config = make_config(tmp_path, width=2)
     parts = [Batches((torch.ones(4, 2),), 4) for _ in range(3)]
-    results = run(config, data=DataSplit(*parts, digest=""), loss_function=nn.functional.mse_loss, num_correct=None)
+    results = run(config, data=DataSplit(*parts, digest=""), loss_function=nn.functional.mse_loss, measures=None)
     assert results.epochs[-1].loss < results.epochs[0].loss
 
 
@@ -421,7 +426,7 @@ def test_provenance_tells_versions_and_commit():
 def test_memory_is_measured_on_a_gpu(tmp_path):
     config = make_config(tmp_path, device=0)
     parts = [Batches((torch.ones(8, 2, device="cuda"),), 8) for _ in range(3)]
-    results = run(config, data=DataSplit(*parts, digest=""), loss_function=lambda y, x: (y**2).mean(), num_correct=None)
+    results = run(config, data=DataSplit(*parts, digest=""), loss_function=lambda y, x: (y**2).mean(), measures=None)
     assert results.memory_usage > 0
     assert results.baseline_memory >= 3 * 64
     assert results.config["device"] == "cuda:0"

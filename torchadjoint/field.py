@@ -18,7 +18,8 @@ class Field(Protocol):
     """A vector field f(t, y) written for the solver.
 
     A module offers one by a method `fused_field(y0) -> Field`; any other module goes through `AutogradField`. The state
-    `y` and the derivative `out` have the shape of `y0`. `t` is a Python float.
+    `y` and the derivative `out` have the shape of `y0`; where that is a tuple of tensors, they and cotangents are such
+    tuples. `t` is a Python float.
     """
 
     parameter_sizes: tuple[int, ...]
@@ -151,3 +152,35 @@ class AutogradField:
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
         pieces = gradient.split(self.parameter_sizes)
         return tuple(piece.view_as(target) for piece, target in zip(pieces, self.parameters, strict=True))
+
+
+class TupleField:
+    """A field of a tuple of tensors, as the one of a flat vector that the solver has.
+
+    Args:
+        field: written for tuples.
+        shapes: of the tensors.
+    """
+
+    def __init__(self, field: Field, shapes: Sequence[torch.Size]):
+        self.field = field
+        self.shapes = shapes
+        self.sizes = [shape.numel() for shape in shapes]
+        self.parameter_sizes = field.parameter_sizes
+        self.is_static = field.is_static
+        self.enter = field.enter
+        self.add_parameter_product = field.add_parameter_product
+        self.reuse_slot = field.reuse_slot
+        self.unflatten = field.unflatten
+
+    def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
+        self.field.evaluate(t, self._split(y), self._split(out))
+
+    def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
+        self.field.linearise(slot, t, self._split(y), self._split(out))
+
+    def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
+        self.field.pullback(slot, self._split(cotangent), self._split(out))
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(Tensor.view, flat.split_with_sizes(self.sizes), self.shapes))

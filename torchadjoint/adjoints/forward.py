@@ -3,7 +3,7 @@
 import torch
 
 from ..compiled import CompiledForwardSystem, CompiledSolver
-from ..field import AutogradField, Field
+from ..field import AutogradField, Field, TupleField
 from ..norms import BlockNorm, Norm, consecutive_blocks
 from ..problem import Problem
 from ..solver import Solver
@@ -20,15 +20,15 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
             has none, as it is taken where t needs no gradient.
     """
     may_be_fused = problem.are_all_parameters and not problem.compile and not problem.t.requires_grad
-    if may_be_fused and hasattr(problem.func, "fused_field"):
-        field = problem.func.fused_field(problem.y0)
+    if may_be_fused and hasattr(problem.asked, "fused_field"):
+        field = problem.asked.fused_field(problem.split(problem.y0) if problem.is_tuple else problem.y0)
         sizes = [parameter.numel() for parameter in problem.parameters]
         if list(field.parameter_sizes) != sizes:
             raise ValueError(
                 f"fused_field has parameter_sizes {tuple(field.parameter_sizes)}, but its module has parameters of "
                 f"{tuple(sizes)} entries, in this order"
             )
-        return field
+        return TupleField(field, problem.shapes) if problem.is_tuple else field
     return AutogradField(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
 
 

@@ -1,0 +1,1 @@
+"""Continuous normalising flows: networks, their divergences, and models of densities; `flow.py` trains them."""

@@ -1,0 +1,103 @@
+"""The field of a flow written for the solver computes what autograd does, with its products, and so do its solves."""
+
+import pytest
+import torch
+from problems import random
+from torch import nn
+
+from fields.concatsquash import ConcatSquashField
+from flows.continuous import FlowField
+from flows.networks import ConcatSquash
+from torchadjoint import ADJOINTS, solve
+
+WAYS = sorted(ADJOINTS.keys() - {"as-published"})
+TIMES = torch.tensor([0.0, 0.5], dtype=torch.float64)
+
+
+class Plain(nn.Module):
+    """A module without its field written for the solver."""
+
+    def __init__(self, func):
+        super().__init__()
+        self.func = func
+
+    def forward(self, t, y):
+        return self.func(t, y)
+
+
+def make(activation="tanh", num_dims=3, is_estimated=False, batch=5, widths=(7, 6)):
+    torch.manual_seed(0)
+    network = ConcatSquash([num_dims, *widths, num_dims], activation).double()
+    return FlowField(network, random(batch, num_dims).sign() if is_estimated else None)
+
+
+CASES = [
+    dict(activation=activation, num_dims=num_dims, is_estimated=is_estimated)
+    for activation in ("tanh", "softplus")
+    for num_dims in (1, 3)
+    for is_estimated in (False, True)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_values_and_products_are_those_of_autograd(case):
+    func, t = make(**case), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    x = random(5, case["num_dims"]).requires_grad_()
+    cotangent = (random(5, case["num_dims"]), random(5))
+    velocity, divergence = func(t, (x, x.new_zeros(5)))
+    loss = (velocity * cotangent[0]).sum() + (divergence * cotangent[1]).sum()
+    by_x, by_time, *by_parameters = torch.autograd.grad(loss, [x, t, *func.parameters()])
+
+    field, state = func.fused_field((x, x.new_zeros(5))), (x.detach(), random(5))
+    out, product = ((torch.empty_like(x), torch.empty(5).double()) for _ in range(2))
+    field.evaluate(0.3, state, out)
+    torch.testing.assert_close(out, (velocity, divergence))
+    field.linearise(0, 0.1, state, out)
+    field.linearise(2, 0.3, state, out)
+    field.pullback(2, cotangent, product)
+    torch.testing.assert_close(product, (by_x, torch.zeros(5).double()))
+    gradient = torch.zeros(sum(field.parameter_sizes) + 1).double()
+    field.add_parameter_product(2, -0.5, gradient)
+    torch.testing.assert_close(gradient[-1], -0.5 * by_time)
+    torch.testing.assert_close(field.unflatten(gradient[:-1]), tuple(-0.5 * each for each in by_parameters))
+    without_time = torch.zeros(sum(field.parameter_sizes)).double()
+    field.reuse_slot(2)
+    field.add_parameter_product(0, -0.5, without_time)
+    torch.testing.assert_close(without_time, gradient[:-1])
+
+
+@pytest.mark.parametrize("is_estimated", [False, True])
+@pytest.mark.parametrize("adjoint", WAYS)
+def test_solves_and_gradients_are_those_of_autograd(adjoint, is_estimated):
+    found = []
+    for wrap in (Plain, lambda func: func):
+        func = make(is_estimated=is_estimated, num_dims=2)
+        x = random(5, 2).requires_grad_()
+        solution = solve(wrap(func), (x, x.new_zeros(5)), TIMES, rtol=1e-5, atol=1e-5, adjoint=adjoint)
+        points, changes = solution.y
+        (points[-1].pow(3).sum() + (changes[-1] * torch.arange(5)).sum()).backward()
+        counted = (solution.statistics.forward.nfe, solution.statistics.backward.nfe)
+        found.append((counted, points, changes, x.grad, *(parameter.grad for parameter in func.parameters())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_of_a_solve_pass_gradcheck():
+    func = make(num_dims=2, batch=3)
+
+    def end(x):
+        points, changes = solve(func, (x, x.new_zeros(3)), TIMES, rtol=1e-10, atol=1e-10, adjoint="discrete").y
+        return points[-1], changes[-1]
+
+    assert isinstance(func.fused_field((random(3, 2), random(3))), ConcatSquashField)
+    torch.autograd.gradcheck(end, random(3, 2).requires_grad_(), atol=1e-6)
+
+
+def test_large_values_saturate_without_nan():
+    func = make()
+    x = 1e6 * random(5, 3)
+    out = (torch.empty_like(x), torch.empty(5).double())
+    field = func.fused_field((x, random(5)))
+    field.linearise(0, 0.5, (x, random(5)), out)
+    product = (torch.empty_like(x), torch.empty(5).double())
+    field.pullback(0, (x, random(5)), product)
+    assert all(tensor.isfinite().all() for tensor in (*out, *product))
