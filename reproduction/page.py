@@ -27,7 +27,7 @@ from .experiments import EXPERIMENTS
 from .run_figures import norm_of
 from .runs import PRESETS, identity_of, preset_runs
 from .status import Status, on_found_data, statuses
-from .style import LOOKS, WARM_START, NothingToDraw, render
+from .style import LOOKS, NothingToDraw, render, way_of
 from .summary import collect
 from .typesetting import NOTHING, QUANTITIES, Table, is_number, tolerances
 
@@ -138,7 +138,7 @@ def _coverage(collected: pandas.DataFrame) -> list[dict[str, Any]]:
     for (experiment, group, rtol, atol), runs in collected.groupby(keys, sort=False):
         states = {}
         for run in runs.itertuples():
-            states.setdefault(WARM_START if run.warm_start else run.norm, []).append(run.status)
+            states.setdefault(way_of(run.norm, run.warm_start, run.integrals), []).append(run.status)
         rows.append(
             {"title": EXPERIMENTS[experiment].title_of(group), "tolerances": tolerances(rtol, atol), "states": states}
         )
@@ -246,7 +246,7 @@ def _unrecorded(results: Iterable[Results], standing: Sequence[Status]) -> Itera
             config = status.run.config
             yield {
                 "experiment": status.run.experiment,
-                "norm": WARM_START if config.warm_start else config.norm,
+                "norm": way_of(config.norm, config.warm_start, getattr(config, "integrals", "none")),
                 **{name: getattr(config, name) for name in ("rtol", "atol", "seed")},
                 "status": status.state,
                 "reason": status.reason,

@@ -20,7 +20,6 @@ from .runs import whole_config
 from .style import (
     GREY,
     LOOKS,
-    WARM_START,
     WIDTH,
     NothingToDraw,
     count_axis,
@@ -28,12 +27,13 @@ from .style import (
     styled,
     tolerance_axis,
     tolerance_label,
+    way_of,
 )
 
 logger = logging.getLogger(__name__)
 
 MAY_DIFFER = (
-    "norm", "rtol", "atol", "warm_start", "seed", "max_epochs", "metric_interval", "published_metrics",
+    "norm", "rtol", "atol", "warm_start", "integrals", "seed", "max_epochs", "metric_interval", "published_metrics",
     "device", "save", "results_dir", "resume", "data_root",
 )  # fmt: skip
 """Settings in which runs of one figure may differ; what data there were is told by the digest of the split."""
@@ -42,7 +42,8 @@ TOLERANCES = ["rtol", "atol"]
 
 def norm_of(results: Results) -> str:
     """The name in `LOOKS` of how a run differentiates."""
-    return WARM_START if results.config.get("warm_start") else results.config["norm"]
+    config = results.config
+    return way_of(config["norm"], config.get("warm_start", False), config.get("integrals", "none"))
 
 
 def comparable(results: Iterable[Results], experiment: str, group: str = "") -> list[Results]:

@@ -63,12 +63,23 @@ class Look:
 
 
 WARM_START = "seminorm, warm start"
+
+
+def way_of(norm: str, warm_start: bool, integrals: str) -> str:
+    """The name in `LOOKS` of how a run differentiates."""
+    if integrals != "none":
+        return f"{norm}, integrals {integrals}"
+    return WARM_START if warm_start else norm
+
+
 LOOKS = {
     "default": Look("#0072B2", "-", "o", 2.0),
     "per-tensor": Look("#009E73", (0, (6, 1.5, 1.5, 1.5)), "^"),
     "as-published": Look("#CC79A7", (0, (1, 1)), "D", 1.8),
     "seminorm": Look("#D55E00", (0, (4, 2)), "s"),
     WARM_START: Look("#D55E00", (0, (1, 2)), "P"),
+    "seminorm, integrals backward": Look("#56B4E9", (0, (3, 1)), "X"),
+    "seminorm, integrals unweighed": Look("#56B4E9", (0, (5, 1, 1, 1)), "*"),
     "discrete": Look("#000000", (0, (8, 2)), "v", 1.0),
 }
 """By the name of a norm, in the order of legends. The first is the widest: others may lie exactly on it."""

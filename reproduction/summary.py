@@ -17,7 +17,7 @@ from .experiments import EXPERIMENTS
 from .runs import identity, identity_of
 from .status import Status, one_line
 
-CONDITION = ["experiment", "group", "rtol", "atol", "norm", "warm_start"]
+CONDITION = ["experiment", "group", "rtol", "atol", "norm", "warm_start", "integrals"]
 """The columns that a condition's runs share; they differ in the seed."""
 MEASURED = [
     "epochs", *MEASURES, "loss", "backward_nfe", "forward_nfe", "test_backward_nfe", "seconds", "epoch_seconds",
@@ -40,8 +40,8 @@ CONFIDENCE = 0.95
 def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.DataFrame:
     """One row for each run, condition by condition, from how it stands with them and from all results there are.
 
-    The columns are those of `CONDITION`, then `seed`, `metric` (the column of what was learnt), `synthetic` (whether the
-    data are the sample that is not speech), `status` (`completed`, `failed` or `missing`), `failure`, `MEASURED`
+    The columns are those of `CONDITION`, then `seed`, `metric` (the column of what was learnt), `synthetic` (whether
+    the data are the sample that is not speech), `status` (`completed`, `failed` or `missing`), `failure`, `MEASURED`
     (NFE and seconds of all training steps, loss and measures of the test set, the peak of GPU memory in bytes) and what
     the run was made on. `seconds` are those of the process on all CPU cores where `clock` is `CPU`, else (on a GPU, or
     in a file of schema 1) those of the wall clock. What was not measured is NaN. A run that was completed several times
@@ -58,7 +58,8 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
     rows = []
     for status in standing:
         run, config = status.run, status.run.config
-        row = {"experiment": run.experiment, **{name: getattr(config, name) for name in [*CONDITION[2:], "seed"]}}
+        row = {"experiment": run.experiment, **{name: getattr(config, name) for name in [*CONDITION[2:-1], "seed"]}}
+        row["integrals"] = getattr(config, "integrals", "none")
         row["group"] = run.group
         row["metric"] = EXPERIMENTS[run.experiment].metric(vars(config))
         row["elsewhere"] = on_any_data[replace(run, digest=None).identity] - on_its_data[run.identity]
@@ -132,7 +133,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 
 def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, baseline: str) -> pandas.DataFrame:
     """The savings of all conditions but the baseline itself, from its and their runs of equal seed and data."""
-    is_baseline = (completed["norm"] == baseline) & ~completed["warm_start"]
+    is_baseline = (completed["norm"] == baseline) & ~completed["warm_start"] & (completed["integrals"] == "none")
     shared = ["experiment", "group", "rtol", "atol", "seed", "split"]
     pairs = completed[~is_baseline].merge(completed.loc[is_baseline, [*shared, quantity]], on=shared)
     savings = {

@@ -41,9 +41,9 @@ def rough_seconds(
 ) -> list[float | None]:
     """About how long each run takes, in seconds, measurements included; None if no step can be timed here.
 
-    One step is timed for each experiment, group and batch size, with the seminorm at the experiment's own tolerances and
-    with the initial weights. How many evaluations a step of another norm or at other tolerances takes is what completed
-    `results` of the same experiment tell; without such, as many. `samples` are by `Run.data_key`.
+    One step is timed for each experiment, group and batch size, with the seminorm at the experiment's own tolerances
+    and with the initial weights. How many evaluations a step of another norm or at other tolerances takes is what
+    completed `results` of the same experiment tell; without such, as many. `samples` are by `Run.data_key`.
     """
     evaluations = evaluations_of_a_step(results)
     timed = {}
@@ -77,7 +77,7 @@ def evaluations_of_a_step(results: Iterable[Results]) -> dict[tuple, float]:
 
 
 def _way(experiment: str, config: Mapping) -> tuple:
-    later = config.get("warm_start", False), config.get("method", "dopri5")
+    later = config.get("warm_start", False), config.get("method", "dopri5"), config.get("integrals", "none")
     return (experiment, config["rtol"], config["atol"], config["norm"], *later)
 
 

@@ -120,7 +120,7 @@ def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
     """The columns that say which runs a row is about."""
     columns = {
         "rtol, atol": [tolerances(*row) for row in summary[["rtol", "atol"]].itertuples(index=False)],
-        "norm": [_norm(*row) for row in summary[["norm", "warm_start"]].itertuples(index=False)],
+        "norm": [_norm(*row) for row in summary[["norm", "warm_start", "integrals"]].itertuples(index=False)],
     }
     if "seed" in summary:
         columns["seed"] = summary["seed"].astype(str)
@@ -178,7 +178,7 @@ def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
 
 def _is_beyond(rows: pandas.DataFrame) -> pandas.Series:
     """Which rows are of no norm that the paper or its code has."""
-    return (rows["norm"] == "discrete") | rows["warm_start"]
+    return (rows["norm"] == "discrete") | rows["warm_start"] | (rows["integrals"] != "none")
 
 
 def _scale(runs: pandas.DataFrame) -> Iterable[str]:
@@ -280,8 +280,8 @@ def _num_runs(wanted: int, completed: int, failed: int) -> str:
     return (str(completed) if completed == wanted else f"{completed} of {wanted}") + f", {failed} failed" * (failed > 0)
 
 
-def _norm(norm: str, warm_start: bool) -> str:
-    return f"`{norm}`" + ", warm start" * warm_start
+def _norm(norm: str, warm_start: bool, integrals: str) -> str:
+    return f"`{norm}`" + ", warm start" * warm_start + f", integrals {integrals}" * (integrals != "none")
 
 
 def tolerances(*values: float) -> str:
