@@ -22,7 +22,7 @@ from common.config import TrainingConfig, document
 from common.results import Results
 from common.training import train
 from datasets import flow as dataset
-from flows.continuous import ContinuousFlow
+from flows.continuous import ContinuousFlow, Integrals
 from flows.densities import ImageDensity, PointDensity
 from flows.networks import ConcatSquash
 
@@ -54,6 +54,13 @@ class Config(TrainingConfig):
     """Width of the hidden layers; None for FFJORD's: 64, or of a table 20 times its columns."""
     divergence: Literal["automatic", "exact", "estimated"] = field(default="automatic", kw_only=True)
     """Estimated by one vector of random signs a solve, or exact; automatic is exact for toys alone, as in FFJORD."""
+    integrals: Integrals = field(default="none", kw_only=True)
+    """How the log-determinant is solved for, which stands in no right-hand side: it is an integral.
+
+    none: as a part of the state like any other, as in the paper.
+    backward: it and its adjoint are left out of the backward solve.
+    unweighed: that, and the forward solve's norm does not weigh it either.
+    """
     data_root: str | os.PathLike | None = field(default=None, kw_only=True, metadata={"condition": False})
     """Folder in which torchvision keeps MNIST and CIFAR-10; None for one in the cache."""
 
@@ -61,6 +68,10 @@ class Config(TrainingConfig):
         super().__post_init__()
         if self.norm == "as-published":
             raise ValueError("norm is 'as-published', which is acrobot's alone: use another, such as 'seminorm'")
+        if self.integrals == "backward" and self.norm == "discrete":
+            raise ValueError(
+                "integrals is 'backward', but 'discrete' has no backward solve: take 'none' or 'unweighed'"
+            )
 
     @property
     def is_of_images(self) -> bool:
@@ -78,7 +89,8 @@ def build(config: Config) -> PointDensity | ImageDensity:
     with randomness.seeded(config.seed, "weights"):
         if config.is_of_images:
             shape, num_levels = dataset.SHAPES[config.data], dataset.NUM_LEVELS[config.data]
-            return ImageDensity(shape, num_levels, width=config.width or IMAGE_WIDTH, **options)
+            options |= dict(width=config.width or IMAGE_WIDTH, integrals=config.integrals)
+            return ImageDensity(shape, num_levels, **options)
         if config.data in get_args(dataset.Toy):
             num_dims, end_time = 2, TOY_END_TIME
             network = ConcatSquash([num_dims, *[config.width or TOY_WIDTH] * 3, num_dims], "tanh")
@@ -86,7 +98,7 @@ def build(config: Config) -> PointDensity | ImageDensity:
             num_dims, end_time = dataset.NUM_COLUMNS[config.data], TABLE_END_TIME
             width = config.width or TABLE_WIDTH * num_dims
             network = ConcatSquash([num_dims, width, width, num_dims], "softplus")
-        return PointDensity(ContinuousFlow(network, end_time), num_dims, **options)
+        return PointDensity(ContinuousFlow(network, end_time, config.integrals), num_dims, **options)
 
 
 def mean_loss(losses: Tensor, batch: Tensor) -> Tensor:

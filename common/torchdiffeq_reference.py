@@ -82,14 +82,16 @@ def solve(problem: Problem) -> Solution:
     It forgets all later jumps once a step happens to end on one.
 
     Raises:
-        ValueError: for what only our own solver knows: a warm start, compiled attempts, observers, callbacks of func,
-            and ways to differentiate that are not ours by name.
+        ValueError: for what only our own solver knows: a warm start, compiled attempts, integrals, observers, callbacks
+            of func, and ways to differentiate that are not ours by name.
         SolverError: where torchdiffeq would raise AssertionError.
     """
     adjoint, forward, backward = problem.adjoint, problem.forward, problem.backward
-    if adjoint not in ADJOINTS.values() or problem.compile or problem.observer("forward", problem.split):
+    is_ours = problem.compile or problem.num_integrals or problem.observer("forward", problem.split)
+    if adjoint not in ADJOINTS.values() or is_ours:
         raise ValueError(
-            "solver='torchdiffeq' has no warm_start, no compile, no observers, no callbacks: use solver='torchadjoint'"
+            "solver='torchdiffeq' has no warm_start, no compile, no integrals, no observers, no callbacks: use "
+            "solver='torchadjoint'"
         )
     if forward.method.name not in SAME_STEPS:
         raise ValueError(

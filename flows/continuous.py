@@ -5,6 +5,7 @@ A point moves by dx/dt = v(t, x), and the log-determinant of the flow's Jacobian
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,19 +69,30 @@ def estimated_divergence(velocity: Tensor, x: Tensor, probe: Tensor, *, create_g
     return (product * probe).flatten(1).sum(dim=1)
 
 
+Integrals = Literal["none", "backward", "unweighed"]
+"""How the log-determinant is solved for, which stands in no right-hand side: see `OPTIONS_OF_INTEGRALS`."""
+OPTIONS_OF_INTEGRALS = {
+    "none": {},
+    "backward": {"integrals": 1},
+    "unweighed": {"integrals": 1, "weigh_integrals": False},
+}
+"""Options of `torchadjoint.solve`: none of it is known; it is left out backward; out of the forward norm too."""
+
+
 class ContinuousFlow(nn.Module):
     """The flow of a network from time 0, where data are, to `end_time`, where noise is."""
 
-    def __init__(self, network: nn.Module, end_time: float):
+    def __init__(self, network: nn.Module, end_time: float, integrals: Integrals = "none"):
         super().__init__()
         self.network = network
         self.end_time = end_time
+        self.integrals = integrals
 
     def forward(self, x: Tensor, probe: Tensor | None, solve: Solve) -> tuple[Tensor, Tensor, SolveStatistics]:
         """Where the points x (batch, ...) go, the log-determinant (batch), and what the solve did."""
         field = FlowField(self.network, probe)
         times = torch.tensor([0.0, self.end_time], device=x.device, dtype=x.dtype)
-        solution = solve(field, (x, x.new_zeros(len(x))), times)
+        solution = solve(field, (x, x.new_zeros(len(x))), times, **OPTIONS_OF_INTEGRALS[self.integrals])
         points, log_determinants = solution.y
         return points[-1], log_determinants[-1], solution.statistics
 

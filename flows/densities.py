@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .continuous import ContinuousFlow, JoinedStatistics, Solve
+from .continuous import ContinuousFlow, Integrals, JoinedStatistics, Solve
 from .images import Multiscale, bits_per_dim, dequantise, levels_of, logit
 
 SMALL_DIMENSION = 4
@@ -104,15 +104,17 @@ class ImageDensity(_Density):
     Args:
         shape: channels, height, width.
         num_levels: how many grey levels there are.
-        width: see `Multiscale`.
+        width, integrals: see `Multiscale`.
         options: those of `_Density`: divergence, stream, solve.
     """
 
-    def __init__(self, shape: tuple[int, int, int], num_levels: int, *, width: int, **options):
+    def __init__(
+        self, shape: tuple[int, int, int], num_levels: int, *, width: int, integrals: Integrals = "none", **options
+    ):
         super().__init__(math.prod(shape), **options)
         self.shape = shape
         self.num_levels = num_levels
-        self.flows = Multiscale(shape, width)
+        self.flows = Multiscale(shape, width, integrals)
 
     def forward(self, levels: Tensor) -> tuple[Tensor, JoinedStatistics]:
         """The negative log-likelihood of each image (batch, *shape), in bits per dimension (batch), and the solves'

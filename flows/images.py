@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .continuous import ContinuousFlow, JoinedStatistics, Solve
+from .continuous import ContinuousFlow, Integrals, JoinedStatistics, Solve
 from .networks import Convolutions
 
 SMALLEST_SIDE = 4
@@ -64,12 +64,13 @@ class Multiscale(nn.Module):
     Args:
         shape: channels, height, width.
         width: channels of the hidden layers of each flow's network.
+        integrals: see `ContinuousFlow`.
 
     Raises:
         ValueError: if the images are too small or their sides cannot be halved.
     """
 
-    def __init__(self, shape: tuple[int, int, int], width: int):
+    def __init__(self, shape: tuple[int, int, int], width: int, integrals: Integrals = "none"):
         super().__init__()
         channels, *sides = shape
         num_scales = 1 + int(math.log2(max(1, min(sides)) / SMALLEST_SIDE)) if min(sides) >= SMALLEST_SIDE else 0
@@ -83,7 +84,7 @@ class Multiscale(nn.Module):
             is_last = scale == num_scales - 1
             parts = [channels] if is_last else [channels, 4 * channels]
             networks = [Convolutions(part, width) for part in parts for _ in range(FLOWS_PER_PART)]
-            self.scales.append(nn.ModuleList(ContinuousFlow(network, END_TIME) for network in networks))
+            self.scales.append(nn.ModuleList(ContinuousFlow(network, END_TIME, integrals) for network in networks))
             channels *= 2
 
     def forward(

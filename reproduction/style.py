@@ -68,6 +68,8 @@ LOOKS = {
     "as-published": Look("#CC79A7", (0, (1, 1)), "D", 1.8),
     "seminorm": Look("#D55E00", (0, (4, 2)), "s"),
     "seminorm, warm start": Look("#D55E00", (0, (1, 2)), "P"),
+    "seminorm, integrals backward": Look("#56B4E9", (0, (3, 1)), "X"),
+    "seminorm, integrals unweighed": Look("#56B4E9", (0, (5, 1, 1, 1)), "*"),
     "discrete": Look("#000000", (0, (8, 2)), "v", 1.0),
     "discrete, bosh3": Look("#E69F00", (0, (3, 1)), "X"),
 }

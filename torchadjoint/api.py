@@ -54,6 +54,11 @@ def solve(problem: Problem) -> Solution:
         adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve, as far
             as the method has them. Its norm is the adjoint's.
         adjoint_params: the tensors to differentiate with respect to; `func.parameters()` if not given.
+        integrals: how many tensors at the end of a tuple y0 are integrals: func never reads them. Then their adjoints
+            are constant, and the backward solve leaves both out of its state and so of its norm. (There func is given
+            NaN for them: one that reads them after all ends in a SolverError.)
+        weigh_integrals: whether the forward solve's norm weighs the integrals. If not, their error is what the steps
+            that suit the rest leave.
         observer: is called with an `Attempt` before and after every attempted step, forward and backward.
         compile: whether torch.compile makes one function of each direction's attempted steps, at the first use for a
             field and a shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The

@@ -154,6 +154,48 @@ class AutogradField:
         return tuple(piece.view_as(target) for piece, target in zip(pieces, self.parameters, strict=True))
 
 
+class CoupledField:
+    """A field of a flat state as one of its front part, for a backward solve that leaves out the integrals behind it.
+
+    Args:
+        field: of the whole state; it never reads the integrals.
+        num_coupled: how many entries the front part has.
+        like: a whole state.
+    """
+
+    def __init__(self, field: Field, num_coupled: int, like: Tensor):
+        self.field = field
+        self.parameter_sizes = field.parameter_sizes
+        self.is_static = field.is_static
+        self.enter = field.enter
+        self.add_parameter_product = field.add_parameter_product
+        self.reuse_slot = field.reuse_slot
+        self.unflatten = field.unflatten
+        # A field that does read integrals gets NaN, so that its gradient is never wrong in silence.
+        self.state = torch.full_like(like, torch.nan)
+        self.cotangent, self.out = torch.zeros_like(like), torch.zeros_like(like)
+        self.front_state, self.front_cotangent, self.front_out = (
+            whole[:num_coupled] for whole in (self.state, self.cotangent, self.out)
+        )
+        self.integral_adjoint = self.cotangent[num_coupled:]
+        """Constant from one output time to the next; the adjoint sets it there."""
+
+    def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
+        self.front_state.copy_(y)
+        self.field.evaluate(t, self.state, self.out)
+        out.copy_(self.front_out)
+
+    def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
+        self.front_state.copy_(y)
+        self.field.linearise(slot, t, self.state, self.out)
+        out.copy_(self.front_out)
+
+    def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
+        self.front_cotangent.copy_(cotangent)
+        self.field.pullback(slot, self.cotangent, self.out)
+        out.copy_(self.front_out)
+
+
 class TupleField:
     """A field of a tuple of tensors, as the one of a flat vector that the solver has.
 

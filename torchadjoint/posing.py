@@ -35,6 +35,8 @@ def pose(
     adjoint_method: str | RungeKutta | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
+    integrals: int = 0,
+    weigh_integrals: bool = True,
     observer: Observer | None = None,
     compile: bool = False,
     **options: Any,
@@ -76,6 +78,7 @@ def pose(
     compile = arguments.flag("compile", compile)
     if compile and adjoint_params is not None:
         raise ValueError("compile=True needs adjoint='seminorm' and no adjoint_params")
+    _check_integrals(integrals, weigh_integrals, shapes=shapes if is_tuple else [], compile=compile, options=options)
     if observer is not None and not callable(observer):
         arguments.refuse("observer", observer, "a function of an Attempt")
     # What jumps is func, so both directions know of it, whichever was told.
@@ -108,9 +111,31 @@ def pose(
             prefix="adjoint_",
             **like,
         ),
+        num_integrals=integrals,
+        weigh_integrals=weigh_integrals,
         observe=observer,
         compile=compile,
     )
+
+
+def _check_integrals(
+    integrals: int, weigh_integrals: bool, *, shapes: list[torch.Size], compile: bool, options: Mapping[str, Any]
+) -> None:
+    """Refuses what the declaration of integrals cannot be."""
+    arguments.whole_number("integrals", integrals, minimum=0)
+    if not arguments.flag("weigh_integrals", weigh_integrals) and not integrals:
+        raise ValueError("weigh_integrals is False, but there are no integrals: say how many tensors of y0 are some")
+    if not integrals:
+        return
+    if integrals >= len(shapes):
+        raise ValueError(
+            f"integrals is {integrals}, but y0 is {f'a tuple of {len(shapes)} tensors' if shapes else 'no tuple'}: at "
+            "least one in front of them must be no integral"
+        )
+    others = [name for name in ("norm", "grid_constructor") if options.get(name) is not None]
+    others += ["compile"] * compile
+    if others:
+        raise ValueError(f"integrals and {others[0]} are given, which do not go together: leave out one of them")
 
 
 def of_its_arguments(function: Callable[[Problem], Answer]) -> Callable[Posing, Answer]:

@@ -86,6 +86,10 @@ class Problem:
     adjoint: Adjoint
     forward: Stepping
     backward: Stepping
+    num_integrals: int
+    """How many of the state's tensors, at its end, stand in no right-hand side."""
+    weigh_integrals: bool
+    """Whether the forward solve's norm weighs these."""
     observe: Observer | None
     compile: bool
 
@@ -94,6 +98,11 @@ class Problem:
         """The number of entries of each of the state's tensors."""
         return [shape.numel() for shape in self.shapes]
 
+    @property
+    def coupled_sizes(self) -> list[int]:
+        """Those of the tensors that are no integrals: all that the backward solve has of the state."""
+        return self.sizes[: len(self.shapes) - self.num_integrals]
+
     def split(self, flat: Tensor) -> State:
         """The state that lies flat in the last dimension of `flat`, in the user's form."""
         pieces = zip(flat.split(self.sizes, dim=-1), self.shapes, strict=True)
@@ -101,9 +110,12 @@ class Problem:
         return tensors if self.is_tuple else tensors[0]
 
     def split_both(self, flat: Tensor) -> tuple[State, State]:
-        """The state and its adjoint, at the start of the flat vector of the backward solve."""
-        size = sum(self.sizes)
-        return self.split(flat[:size]), self.split(flat[size : 2 * size])
+        """The state and its adjoint, integrals apart, at the start of the flat vector of the backward solve."""
+        sizes = self.coupled_sizes
+        pieces = flat[: 2 * sum(sizes)].split([*sizes, *sizes])
+        tensors = tuple(piece.view(shape) for piece, shape in zip(pieces, 2 * self.shapes[: len(sizes)], strict=True))
+        half = len(sizes)
+        return (tensors[:half], tensors[half:]) if self.is_tuple else tensors
 
     def read_besides(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """What func reads besides these parameters: its buffers, and parameters that are frozen."""

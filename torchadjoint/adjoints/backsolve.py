@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..compiled import CompiledSeminormSystem, CompiledSolver
+from ..field import CoupledField
 from ..norms import NORMS, BlockNorm, Norm, Sizes
 from ..problem import Gradients, Problem
 from ..solver import Solver
@@ -72,7 +73,8 @@ class _Backsolve:
 
     def _norm(self, norm: str | Callable) -> Norm:
         problem = self.problem
-        sizes = Sizes(problem.sizes, self.field.parameter_sizes, len(problem.times) * problem.y0.numel())
+        num_solution = len(problem.times) * sum(problem.coupled_sizes)
+        sizes = Sizes(problem.coupled_sizes, self.field.parameter_sizes, num_solution)
         if callable(norm):
             return lambda flat: torch.as_tensor(norm(self._as_torchdiffeq(flat)), dtype=flat.dtype).abs()
         blocks = NORMS[norm](sizes)
@@ -89,8 +91,8 @@ class _Backsolve:
         return mixed
 
     def _as_torchdiffeq(self, flat: Tensor) -> tuple[Tensor, ...]:
-        problem, half = self.problem, self.problem.y0.numel()
-        states = [problem.split(flat[start : start + half]) for start in (0, half)]
+        problem, half = self.problem, sum(self.problem.coupled_sizes)
+        states = problem.split_both(flat)
         states = [tensor for state in states for tensor in (state if problem.is_tuple else (state,))]
         return flat[-1], *states, *self.field.unflatten(flat[2 * half : -1])
 
@@ -110,23 +112,27 @@ class _Backsolve:
     def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
         problem, field, statistics = self.problem, self.field, self.statistics.backward
         times, shape = problem.times, problem.y0.shape
-        half, num_parameters = problem.y0.numel(), sum(field.parameter_sizes)
+        half, num_parameters = sum(problem.coupled_sizes), sum(field.parameter_sizes)
         system = self._system(integrals := solution.new_zeros(num_parameters + 1))
         solver = self._solver(system)
         solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
-        adjoint = solution_gradient[-1]
+        adjoint = solution_gradient[-1, :half]
+        integral_adjoint = solution_gradient[-1, half:].clone()
         time_gradient = solution.new_zeros(len(times)) if problem.t.requires_grad else None
         first_step = self.last_step if self.warm_start else problem.backward.first_step
         for index in range(len(times) - 1, 0, -1):
             if time_gradient is not None:
-                slope = torch.empty_like(adjoint)
+                slope = torch.empty_like(solution[index])
                 field.evaluate(times[index], solution[index].view(shape), slope.view(shape))
                 statistics.evaluation_times.append(times[index])
                 time_gradient[index] = slope.dot(solution_gradient[index])
                 integrals[-1] -= time_gradient[index]
+            if problem.num_integrals:
+                system.field.integral_adjoint.copy_(integral_adjoint)
+                integral_adjoint.add_(solution_gradient[index - 1, half:])
             carried = [integrals] if system.carries_integrals else []
-            end = times[index - 1]
-            solver.begin((times[index], end), torch.cat([solution[index], adjoint, *carried]), first_step=first_step)
+            end, start = times[index - 1], solution[index, :half]
+            solver.begin((times[index], end), torch.cat([start, adjoint, *carried]), first_step=first_step)
             while not solver.has_passed(end):
                 solver.advance()
                 is_last = solver.has_passed(end)
@@ -136,15 +142,18 @@ class _Backsolve:
             state = solver.interpolate(end)
             if system.carries_integrals:
                 integrals.copy_(state[2 * half :])
-            adjoint = state[half : 2 * half].add_(solution_gradient[index - 1])
+            adjoint = state[half : 2 * half].add_(solution_gradient[index - 1, :half])
             if self.warm_start:
                 first_step = solver.next_step
         if time_gradient is not None:
             time_gradient[0] = integrals[-1]
-        return Gradients(adjoint.view(shape), integrals[:num_parameters], time_gradient)
+        return Gradients(torch.cat([adjoint, integral_adjoint]).view(shape), integrals[:num_parameters], time_gradient)
 
     def _system(self, integrals: Tensor) -> AdjointSystem:
         field, shape, method = self.field, self.problem.y0.shape, self.problem.backward.method
+        if self.problem.num_integrals:
+            shape = torch.Size([sum(self.problem.coupled_sizes)])
+            field = CoupledField(field, shape.numel(), self.problem.y0)
         if not self.by_quadrature:
             return AdjointSystem(field, shape, integrals)
         kind = CompiledSeminormSystem if self.problem.compile else SeminormSystem

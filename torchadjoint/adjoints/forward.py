@@ -36,7 +36,7 @@ def state_norm(problem: Problem) -> Norm:
     """How the forward solve measures an error."""
     norm = problem.forward.norm
     if norm is None:
-        return BlockNorm(tuple(consecutive_blocks(problem.sizes)))
+        return BlockNorm(tuple(consecutive_blocks(problem.sizes if problem.weigh_integrals else problem.coupled_sizes)))
     return lambda flat: torch.as_tensor(norm(problem.split(flat)), dtype=flat.dtype, device=flat.device).abs()
 
 
