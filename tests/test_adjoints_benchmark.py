@@ -168,9 +168,9 @@ def test_an_interpolated_adjoint_refuses_what_it_cannot_do():
 
 @pytest.mark.parametrize("problem", find_problems().values(), ids=lambda problem: problem.name)
 def test_every_problem_is_well_posed(problem):
-    parameters = {name: torch.tensor(value) for name, value in problem.parameters.items()}
+    given = {name: torch.tensor(value) for name, value in {**problem.parameters, **problem.constants}.items()}
     y0 = torch.tensor(problem.y0)
-    slope = problem.field(TORCH, torch.tensor(problem.times[0]), y0, parameters)
+    slope = problem.field(TORCH, torch.tensor(problem.times[0]), y0, given)
     assert slope.shape == y0.shape
     assert slope.isfinite().all()
     assert slope.abs().max() > 0
