@@ -19,6 +19,9 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 import figures
+from benchmarks.adjoints.decisions import decide
+from benchmarks.adjoints.page import Gathered
+from benchmarks.adjoints.results import load_all as load_adjoints
 from common.results import Results, load_all
 
 from . import diagnostic_figures, gpu, typesetting
@@ -61,6 +64,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         drawings=drawings,
         animation=_animation(results_dir),
         lacking=lacking,
+        adjoints=_adjoints(Path(results_dir, "adjoints")),
         deviations=_deviations(os.path.relpath(DEVIATIONS, directory)),
         runs=[*_recorded(results, standing, directory), *_unrecorded(results.values(), standing)],
     )
@@ -196,6 +200,20 @@ def _animation(results_dir: str) -> str | None:
 
 def _inline(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _adjoints(folder: Path) -> dict[str, Any] | None:
+    """What the benchmark of adjoints decides, if its results are there."""
+    gathered = Gathered(load_adjoints(folder))
+    if not gathered.problems:
+        return None
+    markdown = MarkdownIt("commonmark", {"html": False})
+    sentences = decide(gathered.cells, gathered.ways, gathered.problems, gathered.failures)
+    return {
+        "num_problems": len(gathered.problems),
+        "num_ways": len(gathered.ways),
+        "decisions": [Markup(markdown.renderInline(sentence)) for sentence in sentences],
+    }
 
 
 def _deviations(source: str) -> Markup:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.adjoints import measuring, names, page, results, sessions
+from benchmarks.adjoints import diagrams, measuring, names, page, results, sessions
 from benchmarks.adjoints.arrays import TORCH
 from benchmarks.adjoints.contestants import interpolated, ours, with_torchdiffeq
 from benchmarks.adjoints.contract import Gradient, Problem, loss
@@ -19,6 +19,7 @@ from benchmarks.adjoints.fronts import Cell, Failures, Point, cells, curve, fail
 from benchmarks.adjoints.names import Contestant, choose, contestants_of, find_contestants, find_problems
 from benchmarks.adjoints.references import refer
 from benchmarks.adjoints.results import Measurement, Results
+from reproduction import page as report
 
 RTOL = 1e-6
 
@@ -168,9 +169,9 @@ def test_an_interpolated_adjoint_refuses_what_it_cannot_do():
 
 @pytest.mark.parametrize("problem", find_problems().values(), ids=lambda problem: problem.name)
 def test_every_problem_is_well_posed(problem):
-    parameters = {name: torch.tensor(value) for name, value in problem.parameters.items()}
+    given = {name: torch.tensor(value) for name, value in {**problem.parameters, **problem.constants}.items()}
     y0 = torch.tensor(problem.y0)
-    slope = problem.field(TORCH, torch.tensor(problem.times[0]), y0, parameters)
+    slope = problem.field(TORCH, torch.tensor(problem.times[0]), y0, given)
     assert slope.shape == y0.shape
     assert slope.isfinite().all()
     assert slope.abs().max() > 0
@@ -250,17 +251,16 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
 
 def made_up(problem, contestant, *rows, agreement=1e-12):
     """Results from (rtol, error, seconds); an error of None is a failure."""
-    measurements = [
-        Measurement(rtol=rtol, atol=rtol / 100, dtype="float64", session=0, failure="no end")
-        if error is None
-        else Measurement(
-            rtol=rtol, atol=rtol / 100, dtype="float64", session=0, error=error, seconds=[9.0, seconds, 0.0]
+    measurements = []
+    for rtol, error, seconds in rows:
+        found = (
+            dict(failure="no end")
+            if error is None
+            else dict(error=error, first_seconds=1.0, seconds=[9.0, seconds, 0.0])
         )
-        for rtol, error, seconds in rows
-    ]
-    return Results(
-        problem=problem, contestant=contestant, agreement=agreement, reference="two ways", measurements=measurements
-    )
+        measurements.append(Measurement(rtol=rtol, atol=rtol / 100, dtype="float64", session=0, **found))
+    known = dict(agreement=agreement, reference="two ways", measurements=measurements)
+    return Results(problem=problem, contestant=contestant, **known)
 
 
 def test_the_time_for_an_error_is_interpolated_in_logarithms():
@@ -339,6 +339,31 @@ def test_nothing_measured_is_nothing_decided():
     assert cell.ratios(["ours, discrete", "absent"]) == {"ours, discrete": 1.0}
     assert failures([made_up("calm", "ours, discrete", *ROWS)]) == []
     assert failures(MADE_UP)[0] == Failures("calm", 1e-2, {"ours, seminorm": False}, discrete=False)
+
+
+def test_the_report_has_the_decisions_if_there_are_results(tmp_path):
+    assert report._adjoints(tmp_path) is None
+    for contestant, rows in (("ours, discrete", ROWS), ("ours, seminorm", SLOWER)):
+        results.save(tmp_path, made_up("linear", contestant, *rows))
+    section = report._adjoints(tmp_path)
+    assert (section["num_problems"], section["num_ways"]) == (1, 2)
+    assert section["decisions"][0].startswith("<strong>In PyTorch start with <code>ours, discrete</code>.</strong>")
+
+
+def test_the_page_shows_every_problem_that_was_measured(tmp_path):
+    results.save(tmp_path, made_up("linear", "ours, discrete", *ROWS))
+    results.save(tmp_path, made_up("damped", "ours, discrete", *ROWS))
+    results.save(tmp_path, made_up("damped", "ours, seminorm", *FAILED[:2], (1e-6, None, 0.0)))
+    gathered = page.Gathered(results.load_all(tmp_path))
+    made = page.make_page(gathered)
+    for title in ("Linear system of 8, turning", "Linear system of 8, damped by rates up to 40"):
+        assert f"### {title}\n" in made
+    assert "No gradient at rtol: ours, seminorm at 1e-06." in made
+    assert re.search(r"\| ours, discrete +\| +0.0001 \| +1.0e-04 \| +2,000 \|", made)
+    figure = diagrams.work_precision(gathered.problems["damped"], gathered.curves("damped"), 1e-7)
+    [axes] = figure.axes
+    assert [line.get_label() for line in axes.lines] == ["ours, seminorm", "ours, discrete"]
+    assert axes.xaxis_inverted()
 
 
 @pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")

@@ -146,7 +146,6 @@ def test_a_function_that_reads_its_integrals_gets_no_wrong_gradient(adjoint):
         (dict(integrals=1, compile=True), "integrals and compile are given"),
         (dict(integrals=1, norm=lambda state: state[0].norm()), "integrals and norm are given"),
     ],
-    ids=str,
 )
 def test_what_integrals_cannot_be_is_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):

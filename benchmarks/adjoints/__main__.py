@@ -16,6 +16,6 @@ from .sessions import run  # noqa: E402
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as empty:
-        # What an earlier run has compiled is compiled again.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+        # What an earlier run has compiled is compiled again, unless a cache is named.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", empty)
         command_line.call(tyro.cli, run)

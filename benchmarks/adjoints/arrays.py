@@ -15,6 +15,7 @@ class Arrays:
     tanh: Callable[[Any], Any]
     relu: Callable[[Any], Any]
     softplus: Callable[[Any], Any]
+    sigmoid: Callable[[Any], Any]
     stack: Callable[..., Any]
     """Of a list of arrays, and the new axis."""
     concatenate: Callable[..., Any]
@@ -23,16 +24,20 @@ class Arrays:
     """Of an array, by how far, and along which axis."""
     linear: Callable[[Any, Any, Any], Any]
     """x weight^T + bias, as one kernel where the library has one."""
+    interval: Callable[[Any, int], Any]
+    """The number of the interval [0, 1), [1, 2) ... that a time lies in, of so many, as an index."""
 
 
 TORCH = Arrays(
     tanh=torch.tanh,
     relu=torch.relu,
     softplus=functional.softplus,
+    sigmoid=torch.sigmoid,
     stack=torch.stack,
     concatenate=torch.cat,
     roll=torch.roll,
     linear=functional.linear,
+    interval=lambda t, number: t.floor().clamp(0, number - 1).long(),
 )
 
 
@@ -45,8 +50,10 @@ def of_jax() -> Arrays:
         tanh=jnp.tanh,
         relu=jax.nn.relu,
         softplus=jax.nn.softplus,
+        sigmoid=jax.nn.sigmoid,
         stack=jnp.stack,
         concatenate=jnp.concatenate,
         roll=jnp.roll,
         linear=lambda x, weight, bias: x @ weight.T + bias,
+        interval=lambda t, number: jnp.clip(jnp.floor(t), 0, number - 1).astype(int),
     )

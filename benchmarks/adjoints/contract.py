@@ -13,7 +13,8 @@ what is known about it. Its field is one function, which both PyTorch and JAX ca
   "float64", it returns a function without arguments. Each call of that does one gradient step from scratch: solve the
   problem, compute the `loss`, and differentiate it with respect to y0 and all parameters. It returns a `Gradient`, and
   must have finished all work before it returns. What can be done once is done in `prepare`, or in the first call, which
-  is not timed: compile, and convert the numbers. Tolerances apply in both directions.
+  is not timed: compile, and convert the numbers. Tolerances apply in both directions. No solve may attempt more than
+  `MAX_STEPS` steps.
 
 To fail, raise: a solve that needs too many steps or meets infinity is a result too, and the first line of its message
 is kept. `NotImplementedError` says that the installed version of a package lacks the way: it is skipped by name. A
@@ -31,6 +32,8 @@ import numpy as np
 
 from .arrays import Arrays
 
+MAX_STEPS = 16**3
+"""How many steps a solve may attempt: what diffrax allows by default, and a power of 16, for its `DirectAdjoint`."""
 Field = Callable[[Arrays, Any, Any, Mapping[str, Any]], Any]
 
 
@@ -43,7 +46,8 @@ class Problem:
     title: str
     """For tables and figures."""
     field: Field
-    """f(arrays, t, y, parameters): t without dimensions, or (batch,) where samples step alone; y (batch, channels)."""
+    """f(arrays, t, y, given): t without dimensions, or (batch,) where samples step alone; y (batch, channels); `given`
+    has the parameters and the constants by name."""
     parameters: Mapping[str, np.ndarray]
     y0: np.ndarray
     """(batch, channels)"""
@@ -51,6 +55,8 @@ class Problem:
     """The output times, (times,); the first is y0's."""
     targets: np.ndarray = field(default_factory=lambda: np.zeros(()))
     """What the solution is compared with: broadcasts to (times, batch, channels)."""
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the field reads besides the parameters, by name: it gets them in one mapping."""
     jumps: tuple[float, ...] = ()
     """Times within, at which the field is discontinuous."""
     exact: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None

@@ -9,10 +9,12 @@ import torchdiffeq
 from torchadjoint import solve
 
 from .contract import Gradient, Problem, loss
-from .with_torch import TorchField, options_of, prepare_step, tensors_of
+from .with_torch import make_field, options_of, prepare_step, tensor_of
 
 TIGHT = 1e-12
 """rtol of the reference's solves; atol is a hundredth of it."""
+MAX_NUM_STEPS = 100_000
+"""How many steps the reference's solves may take."""
 TRUSTED = 10
 """An error is measured if it is so many times as large as what the two ways differ by."""
 
@@ -50,7 +52,9 @@ def distance(gradient: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _by_discrete(problem: Problem) -> Gradient:
-    options = options_of(problem, adjoint="discrete", method="dopri8", step_t=problem.times[1:])
+    options = options_of(
+        problem, adjoint="discrete", method="dopri8", step_t=problem.times[1:], max_num_steps=MAX_NUM_STEPS
+    )
 
     def by_solve(func, y0, t):
         solution = solve(func, y0, t, rtol=TIGHT, atol=TIGHT / 100, **options)
@@ -62,7 +66,7 @@ def _by_discrete(problem: Problem) -> Gradient:
 def _through_torchdiffeq(problem: Problem) -> Gradient:
     # Its dense output is of a lower order than its method, so every output time ends a step.
     inner = [time for time in problem.times[1:] if time not in problem.jumps]
-    options = options_of(problem, step_t=torch.tensor(inner, dtype=torch.float64))
+    options = options_of(problem, step_t=torch.tensor(inner, dtype=torch.float64), max_num_steps=MAX_NUM_STEPS)
 
     def by_torchdiffeq(func, y0, t):
         tolerances = dict(rtol=TIGHT, atol=TIGHT / 100)
@@ -72,9 +76,9 @@ def _through_torchdiffeq(problem: Problem) -> Gradient:
 
 
 def _exactly(problem: Problem) -> Gradient:
-    parameters, y0, times, targets = tensors_of(problem, "float64")
-    func = TorchField(problem.field, parameters)
+    y0, times, targets = (tensor_of(value, "float64") for value in (problem.y0, problem.times, problem.targets))
+    func = make_field(problem, "float64")
     y0.requires_grad_()
-    y = problem.exact(times, y0, func._parameters)
+    y = problem.exact(times, y0, dict(func.named_parameters()))
     by_y0, *others = torch.autograd.grad(loss(y, targets), [y0, *func.parameters()])
     return Gradient(by_y0, dict(zip(problem.parameters, others, strict=True)))

@@ -33,7 +33,8 @@ def run(
     """Measures gradients by every way: error, evaluations, CPU seconds on one core, and memory.
 
     What is in the folder already is not measured again, so the same command goes on where it was stopped. Delete a file
-    to have it measured anew.
+    to have it measured anew. Most of a first run's time goes into compiling. The environment's TORCHINDUCTOR_CACHE_DIR
+    and JAX_COMPILATION_CACHE_DIR name folders that keep what is compiled; first steps are shorter then.
 
     Args:
         problems: names of problems, "small" for the small half, or "all"; "lorenz*" stands for all that begin so.

@@ -9,12 +9,9 @@ import functools
 from dataclasses import dataclass
 
 from ..arrays import of_jax
-from ..contract import Gradient, Problem, Step, loss
+from ..contract import MAX_STEPS, Gradient, Problem, Step, loss
 
 PACKAGES = ("diffrax", "jax")
-
-MAX_STEPS = 16**4
-"""How many steps a solve may take: a power of 16 suits `DirectAdjoint`, whose time grows with its logarithm."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +21,13 @@ class Way:
     adjoint: str = "RecursiveCheckpointAdjoint"
     solver: str = "Dopri5"
     is_seminorm: bool = False
-    max_steps: int = MAX_STEPS
 
 
 WAYS = {
     "diffrax, recursive checkpoints": Way(),
     "diffrax, recursive checkpoints, tsit5": Way(solver="Tsit5"),
     "diffrax, recursive checkpoints, dopri8": Way(solver="Dopri8"),
-    "diffrax, direct": Way("DirectAdjoint", max_steps=16**3),
+    "diffrax, direct": Way("DirectAdjoint"),
     "diffrax, backsolve": Way("BacksolveAdjoint"),
     "diffrax, backsolve, seminorm": Way("BacksolveAdjoint", is_seminorm=True),
     "diffrax, reversible": Way("ReversibleAdjoint"),
@@ -39,7 +35,6 @@ WAYS = {
 SMALL = (
     "diffrax, recursive checkpoints",
     "diffrax, recursive checkpoints, tsit5",
-    "diffrax, recursive checkpoints, dopri8",
     "diffrax, backsolve, seminorm",
     "diffrax, reversible",
 )
@@ -61,12 +56,14 @@ def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str)
     with precise():
         parameters = {name: jnp.asarray(value, dtype) for name, value in problem.parameters.items()}
         y0, times, targets = (jnp.asarray(value, dtype) for value in (problem.y0, problem.times, problem.targets))
+        constants = {name: jnp.asarray(value, dtype) for name, value in problem.constants.items()}
         tolerances = jnp.asarray([rtol, atol], dtype)
     differentiate = _differentiate(problem, way)
 
     def step() -> Gradient:
         with precise():
-            by_y0, by_parameters = jax.block_until_ready(differentiate((y0, parameters), times, targets, tolerances))
+            gradients = differentiate((y0, parameters), constants, times, targets, tolerances)
+            by_y0, by_parameters = jax.block_until_ready(gradients)
         return Gradient(by_y0, by_parameters)
 
     return step
@@ -80,7 +77,7 @@ def _differentiate(problem: Problem, way: Way):
 
     arrays = of_jax()
 
-    def objective(differentiated, times, targets, tolerances):
+    def objective(differentiated, constants, times, targets, tolerances):
         y0, parameters = differentiated
 
         def controller(**norm):
@@ -99,11 +96,11 @@ def _differentiate(problem: Problem, way: Way):
             times[-1],
             None,
             y0,
-            args=parameters,
+            args={**parameters, **constants},
             saveat=diffrax.SaveAt(ts=times),
             stepsize_controller=controller(),
             adjoint=getattr(diffrax, way.adjoint)(**options),
-            max_steps=way.max_steps,
+            max_steps=MAX_STEPS,
         )
         return loss(solution.ys, targets)
 

@@ -4,7 +4,7 @@ It has no jumps: its steps find them by rejection. `pip install torchode` brings
 every run of pytest, so it is not in the requirements: put it beside, as `docs/which_adjoint.md` says.
 """
 
-from ..contract import Problem, Step
+from ..contract import MAX_STEPS, Problem, Step
 from ..with_torch import prepare_step
 
 PACKAGES = ("torchode",)
@@ -26,7 +26,8 @@ def prepare(problem: Problem, way: str, *, rtol: float, atol: float, dtype: str)
             controller = torchode.IntegralController(atol=atol, rtol=rtol, term=term).to(y0)
             if way == "AutoDiffAdjoint":
                 # The sizes of steps are no part of the gradient elsewhere either.
-                solvers[func] = torchode.AutoDiffAdjoint(method, controller, backprop_through_step_size_control=False)
+                options = dict(max_steps=MAX_STEPS, backprop_through_step_size_control=False)
+                solvers[func] = torchode.AutoDiffAdjoint(method, controller, **options)
             else:
                 solvers[func] = torchode.JointBacksolveAdjoint(term, method, controller)
         times = t.expand(len(y0), -1)

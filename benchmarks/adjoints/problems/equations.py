@@ -64,10 +64,10 @@ PROBLEMS = [
             field=_van_der_pol,
             parameters={"mu": np.array(float(mu))},
             y0=np.array([[2.0, 0.0]]),
-            times=np.linspace(0, 10, 6),
+            times=np.linspace(0, horizon, 6),
             traits=("equation", "unstable backward") if mu > 1 else ("equation",),
         )
-        for mu in (1, 10, 100)
+        for mu, horizon in ((1, 10), (10, 10), (100, 2))
     ),
     *(
         Problem(

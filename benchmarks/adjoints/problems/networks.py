@@ -80,8 +80,8 @@ PROBLEMS = [
         title="Spiral, 2-50-2, batch 20, 30 times",
         field=_field("tanh", power=3),
         parameters=_fitted((2, 50, 2), _spiral, power=3),
-        y0=_starts(20, 2),
-        times=np.linspace(0, 6, 30),
+        y0=_starts(20, 2) / 2,
+        times=np.linspace(0, 3, 30),
         traits=("network",),
     ),
     Problem(
