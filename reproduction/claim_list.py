@@ -122,7 +122,7 @@ def _of_steps() -> Iterator[Claim]:
 
 
 def _of_gradients() -> Iterator[Claim]:
-    for rtol in (1e-2, 1e-3, 1e-4):
+    for rtol in (1e-2, 1e-3):
         yield Claim(
             f"At equal tolerances the seminorm's gradient is less exact: the Neural CDE, rtol {tolerances(rtol)}",
             OURS,
@@ -138,7 +138,7 @@ def _of_gradients() -> Iterator[Claim]:
         ("the seminorm with bosh3", {"adjoint": "seminorm", "method": "bosh3"}),
         ("`discrete` with bosh3", {"adjoint": "discrete", "method": "bosh3"}),
     ]
-    for experiment, rtols in (("speech_commands", (1e-3, 1e-4)), ("acrobot", (1e-3, 1e-4))):
+    for experiment, rtols in (("speech_commands", (1e-2, 1e-3)), ("acrobot", (1e-3, 1e-4))):
         for name, way in ways:
             for rtol in rtols:
                 yield _at_equal_error(experiment, name, "nfe", rtol=rtol, **way)

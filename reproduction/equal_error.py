@@ -48,24 +48,24 @@ class Measured:
     """rtol and atol, in float64, of what counts as exact: two decades tighter than the tightest of the ways."""
 
 
-FINE = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 LOOSE = (1e-2, 1e-3)
 DECADES = (1e-2, 1e-3, 1e-4)
 MEASURED = {
+    # The field has kinks, so that most of the time goes into the reference.
     "speech_commands": Measured(
         (
-            Way("default", "dopri5", FINE),
-            Way("per-tensor", "dopri5", LOOSE),
-            Way("seminorm", "dopri5", DECADES),
-            Way("discrete", "dopri5", DECADES),
+            Way("default", "dopri5", (1e-2, 3e-3, 1e-3, 3e-4)),
+            Way("per-tensor", "dopri5", (1e-3,)),
+            Way("seminorm", "dopri5", LOOSE),
+            Way("discrete", "dopri5", LOOSE),
             Way("default", "bosh3", LOOSE),
-            Way("seminorm", "bosh3", DECADES),
-            Way("discrete", "bosh3", DECADES),
+            Way("seminorm", "bosh3", LOOSE),
+            Way("discrete", "bosh3", LOOSE),
         ),
         batch_size=16,
         num_batches=8,
         atol_over_rtol=1e-3,
-        reference=(1e-6, 1e-9),
+        reference=(3e-6, 3e-9),
     ),
     "acrobot": Measured(
         tuple(
