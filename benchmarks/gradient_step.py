@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.memory import peak_growth
-from benchmarks.problems import Problem, is_installed, neural_cde, neural_ode, symplectic_ode_net
+from benchmarks.problems import (
+    Problem,
+    continuous_flow,
+    is_installed,
+    neural_cde,
+    neural_ode,
+    symplectic_ode_net,
+)
 from common import command_line, provenance
 from torchadjoint import arguments
 
@@ -39,6 +46,7 @@ SUMMARY = {
     "torchdiffeq, seminorm": "torchdiffeq, its seminorm",
     "ours, seminorm": "ours, `seminorm`",
     "ours, seminorm, compiled": "the same, `compile=True`",
+    "ours, seminorm, integrals unweighed": "the same, integrals unweighed",
     "ours, seminorm, warm start": "ours, `seminorm`, warm start",
     "ours, discrete": "ours, `discrete`",
     "diffrax, backsolve with the seminorm": "diffrax, backsolve with the seminorm",
@@ -159,7 +167,7 @@ def kind_of_cpu() -> str:
 def main(
     data_root: str = "synthetic",
     rounds: int = 5,
-    problems: tuple[str, ...] = ("32", "128", "1024", "acrobot", "network"),
+    problems: tuple[str, ...] = ("32", "128", "1024", "acrobot", "network", "flow"),
     cores: int = 1,
     output: Path | None = None,
 ) -> None:
@@ -168,7 +176,8 @@ def main(
     Args:
         data_root: the Speech Commands recordings, or "synthetic".
         rounds: how often every contestant takes its turn; once only for 1024 samples and more.
-        problems: batch sizes of the Neural CDE, "acrobot" for the Symplectic ODE-Net, "network" for a neural ODE.
+        problems: batch sizes of the Neural CDE, "acrobot" for the Symplectic ODE-Net, "network" for a neural ODE,
+            "flow" for a continuous normalising flow.
         cores: how many cores, with a thread on each. On one, CPU seconds are compared, else seconds by the clock.
         output: folder in which what is printed is kept too, in a file for each kind of CPU.
     """
@@ -201,6 +210,8 @@ def main(
                 problem = symplectic_ode_net(rounds)
             elif name == "network":
                 problem = neural_ode(rounds)
+            elif name == "flow":
+                problem = continuous_flow(rounds)
             else:
                 problem = neural_cde(int(name), data_root, rounds)
             tables[problem.title] = compare(problem, clock)

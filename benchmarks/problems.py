@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import acrobot
+import flow
 import speech_commands
 from benchmarks import published_field
 from common import randomness
 from datasets import acrobot as acrobot_data
+from datasets import flow as flow_data
 from datasets import speech_commands as speech_commands_data
 from torchadjoint import Backsolve, Solution, solve
 from torchadjoint.statistics import SolveStatistics
@@ -272,6 +274,37 @@ def neural_ode(num_rounds: int) -> Problem:
         f"Network 16-64-64-16, batch 64, {len(TIMES)} output times",
         _contestants(step, ways, tolerances, "neural_ode_step", model, *batch, TIMES),
         [(64, layer) for layer in layers],
+        num_rounds,
+    )
+
+
+def continuous_flow(num_rounds: int) -> Problem:
+    """One batch of the checkerboard, whose density a flow learns by its exact divergence."""
+    tolerances = dict(rtol=1e-5, atol=1e-5)
+    order = randomness.stream(0, "batch order")
+    data = flow_data.load(data="checkerboard", batch_size=100, device="cpu", generator=order)
+    model = flow.build(flow.Config("cpu", "seminorm", data="checkerboard"))
+    _train_briefly(model, data.train, flow.mean_loss, **tolerances)
+    batch = next(iter(data.train))
+    step = functools.partial(_step, model, batch, flow.mean_loss)
+    unweighed = dict(adjoint="seminorm", integrals=1, weigh_integrals=False)
+    ways = {
+        "torchdiffeq, its default norm": (_solve_stock, {}),
+        "torchdiffeq, seminorm": (_solve_stock, dict(norm="seminorm")),
+        "ours, seminorm, autograd's field": (_solve_unfused, dict(adjoint="seminorm")),
+        "ours, seminorm": (solve, dict(adjoint="seminorm")),
+        "ours, seminorm, integrals unweighed": (solve, unweighed),
+        "ours, seminorm, warm start": (solve, dict(adjoint=Backsolve(warm_start=True))),
+        "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, default": (solve, dict(adjoint="default")),
+        "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
+    }
+    # The value and its derivatives along both axes.
+    layers = [nn.Linear(*reversed(weight.shape)) for weight in model.flow.network.weights]
+    return Problem(
+        "Continuous flow, checkerboard, batch 100",
+        _contestants(step, ways, tolerances, "flow_step", model, *batch),
+        [(3 * 100, layer) for layer in layers],
         num_rounds,
     )
 

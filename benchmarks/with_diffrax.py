@@ -1,4 +1,4 @@
-"""Gradient steps of both experiments and of a neural ODE, written for diffrax with the weights of the PyTorch models.
+"""Gradient steps of the experiments and of a neural ODE, written for diffrax with the weights of the PyTorch models.
 
 One straightforward version each, jitted: the state is a batch, one step size serves all of it, as in the other solvers.
 """
@@ -17,7 +17,7 @@ ADJOINTS = ("diffrax, backsolve with the seminorm", "diffrax, recursive checkpoi
 
 
 def _weights(model: nn.Module) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(tensor.detach().numpy()) for name, tensor in model.state_dict().items()}
+    return {name: jnp.asarray(tensor.detach().numpy()) for name, tensor in model.named_parameters()}
 
 
 def _adjoint(name: str, controller: Callable[..., diffrax.AbstractStepSizeController]) -> diffrax.AbstractAdjoint:
@@ -140,6 +140,38 @@ def symplectic_step(model: nn.Module, window: Tensor, times: Tensor, *, adjoint:
     def loss(weights):
         solution = trajectory(field, window[:, 0], weights)
         return jnp.mean((jnp.moveaxis(solution.ys, 0, 1) - window) ** 2), solution.stats["num_steps"]
+
+    return _step(loss, _weights(model))
+
+
+def flow_step(model: nn.Module, x: Tensor, *, adjoint: str, rtol: float, atol: float) -> Step:
+    """A function that takes one gradient step's work and returns the number of forward steps and the loss."""
+    x, times = jnp.asarray(x.numpy()), jnp.asarray([0.0, model.flow.end_time])
+    num_layers, axes = len(model.flow.network.weights), jnp.eye(x.shape[1])
+
+    trajectory = functools.partial(_trajectory, times=times, adjoint=adjoint, rtol=rtol, atol=atol)
+
+    def velocity(t, x, weights):
+        for layer in range(num_layers):
+            weight, bias, gate_weight, gate_bias, shift = (
+                weights[f"flow.network.{kind}.{layer}"]
+                for kind in ("weights", "biases", "gate_weights", "gate_biases", "shifts")
+            )
+            x = jnp.tanh(x) if layer else x
+            x = (x @ weight.T + bias) * jax.nn.sigmoid(gate_weight * t + gate_bias) + shift * t
+        return x
+
+    def field(t, state, weights):
+        x, _ = state
+        value, push = jax.linearize(lambda x: velocity(t, x, weights), x)
+        tangents = jax.vmap(lambda axis: push(jnp.broadcast_to(axis, x.shape)))(axes)
+        return value, jnp.einsum("dbd->b", tangents)
+
+    def loss(weights):
+        solution = trajectory(field, (x, jnp.zeros(len(x))), weights)
+        noise, log_determinant = (part[-1] for part in solution.ys)
+        log_density = jax.scipy.stats.norm.logpdf(noise).sum(axis=1) + log_determinant
+        return -log_density.mean(), solution.stats["num_steps"]
 
     return _step(loss, _weights(model))
 
