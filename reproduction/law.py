@@ -8,7 +8,7 @@ a check of these.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,27 +75,28 @@ def measure_case(subject: Subject, grid: Grid, case: Case, settings: Sequence[tu
     model, batch = subject.build(case), subject.batch(case.batch_size)
     reference = grid.rtol / 100, min(grid.atols) / 100
     exact, reference_error = exact_gradient(model, batch, subject.loss_function, reference)
-    rows = []
-    for (loss_scale, atol), norm in itertools.product(settings, NORMS):
-        gradient, counted = gradient_of(
-            model, batch, scaled(subject.loss_function, loss_scale), rtol=grid.rtol, atol=atol, adjoint=norm
-        )
-        rows.append(
-            {
-                "loss_scale": loss_scale,
-                "atol": atol,
-                "norm": norm,
-                "forward_nfe": counted.forward.nfe,
-                "backward_nfe": counted.backward.nfe,
-                "error": relative_error(gradient / loss_scale, exact),
-            }
-        )
+    measured = measure_settings(model, batch, subject.loss_function, grid.rtol, settings)
     return {
         **describe_case(subject, grid, case, model),
         "reference": reference,
         "reference_error": reference_error,
-        "rows": rows,
+        "rows": [{**row, "error": relative_error(gradient / row["loss_scale"], exact)} for row, gradient in measured],
     }
+
+
+def measure_settings(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    loss_function: LossFunction,
+    rtol: float,
+    settings: Sequence[tuple[float, float]],
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """What each norm costs at each of the settings, and the gradient of the scaled loss."""
+    for (loss_scale, atol), norm in itertools.product(settings, NORMS):
+        tolerances = {"rtol": rtol, "atol": atol}
+        gradient, counted = gradient_of(model, batch, scaled(loss_function, loss_scale), adjoint=norm, **tolerances)
+        row = {"loss_scale": loss_scale, "atol": atol, "norm": norm}
+        yield {**row, "forward_nfe": counted.forward.nfe, "backward_nfe": counted.backward.nfe}, gradient
 
 
 def scaled(loss_function: LossFunction, factor: float) -> LossFunction:
@@ -168,7 +169,9 @@ def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     path = path_of(results_dir, "law_predictions", name)
     settings = json.loads(path.read_bytes())["settings"]
     for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
-        rows = measure_case(subject, grid, case, [(loss_scale, atol)])["rows"]
+        model, batch = subject.build(case), subject.batch(case.batch_size)
+        measured = measure_settings(model, batch, subject.loss_function, grid.rtol, [(loss_scale, atol)])
+        rows = [row for row, _ in measured]
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
     _save(path, subject, rtol=grid.rtol, settings=settings)
