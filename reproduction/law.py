@@ -21,7 +21,7 @@ from common import command_line, provenance
 from torchadjoint import Attempt
 from torchadjoint.norms import rms_norm
 
-from .collapse import predicted_saving, saving
+from .collapse import CHOSEN, predicted_saving, saving
 from .diagnostics import path_of, save_record
 from .gradients import exact_gradient, gradient_of, relative_error
 from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
@@ -161,20 +161,22 @@ def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
         described = describe_case(subject, grid, case, subject.build(case))
         row = {"loss_scale": loss_scale, "atol": atol}
         settings.append({**described, **row, "predicted_saving": predicted_saving(cases, described, row)})
-    _save(path_of(results_dir, "law_predictions", name), subject, rtol=grid.rtol, settings=settings)
+    path = path_of(results_dir, "law_predictions", name)
+    _save(path, subject, rtol=grid.rtol, predicted_from=CHOSEN, settings=settings)
 
 
 def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What it does save there, beside what was predicted."""
     path = path_of(results_dir, "law_predictions", name)
-    settings = json.loads(path.read_bytes())["settings"]
+    record = json.loads(path.read_bytes())
+    settings = record["settings"]
     for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
         model, batch = subject.build(case), subject.batch(case.batch_size)
         measured = measure_settings(model, batch, subject.loss_function, grid.rtol, [(loss_scale, atol)])
         rows = [row for row, _ in measured]
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
-    _save(path, subject, rtol=grid.rtol, settings=settings)
+    _save(path, subject, rtol=grid.rtol, predicted_from=record["predicted_from"], settings=settings)
 
 
 def _save(path: Path, subject: Subject, **values: Any) -> None:
