@@ -202,10 +202,10 @@ def _of_the_law() -> Iterator[Claim]:
     for model in MODELS:
         for norm in ("default", "seminorm"):
             yield Claim(
-                f"The backward NFE of `{norm}` fall on one curve against {CHOSEN[norm]}: {TITLES[model]}",
+                f"The backward NFE of `{norm}` fall on one curve against {CHOSEN}: {TITLES[model]}",
                 OURS,
                 "spread about the curve over the spread about a constant, over loss scales, atol, batches and widths",
-                partial(_collapse, model, norm, CHOSEN[norm]),
+                partial(_collapse, model, norm, CHOSEN),
                 AtMost(0.5),
                 factor,
                 LAW.format("grid"),

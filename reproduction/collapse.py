@@ -32,8 +32,9 @@ QUANTITIES: dict[str, Callable[[Case, Row], float]] = {
 }
 """What the backward NFE may depend on. Without a word, sizes of a_z are the largest along the solve."""
 
-CHOSEN = {"default": "RMS(a_theta) / atol", "per-tensor": "RMS(a_theta) / atol", "seminorm": "RMS(a_z) / atol"}
-"""What each norm's NFE is drawn against and predicted from."""
+CHOSEN = "RMS(a_z) / atol"
+"""What the NFE of every norm are drawn against and predicted from: their spread about a curve is least there, or within
+a point of the least. The step's error in a_theta is made of a_z too."""
 
 
 def of_z_alone(case: Case, atol: float) -> int:
@@ -78,11 +79,13 @@ def saving(default_nfe: float, seminorm_nfe: float) -> float:
 
 
 def predicted_saving(cases: Sequence[Case], case: Case, row: Row) -> float:
-    """What the seminorm saves by the curves of `cases` at a setting of which only the sizes are known."""
-    nfe = {
-        norm: Curve(*points(cases, norm, CHOSEN[norm]))(QUANTITIES[CHOSEN[norm]](case, row))[0]
-        for norm in ("default", "seminorm")
-    }
+    """What the seminorm saves at a setting of which only the sizes are known.
+
+    The curves are those of the cases with weights of the same kind, trained or not, if there are such.
+    """
+    alike = [known for known in cases if known["weights"] == case["weights"]] or cases
+    where = QUANTITIES[CHOSEN](case, row)
+    nfe = {norm: Curve(*points(alike, norm, CHOSEN))(where)[0] for norm in ("default", "seminorm")}
     return saving(nfe["default"], nfe["seminorm"])
 
 

@@ -8,7 +8,7 @@ a check of these.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from common import command_line, provenance
 from torchadjoint import Attempt
 from torchadjoint.norms import rms_norm
 
-from .collapse import predicted_saving, saving
+from .collapse import CHOSEN, predicted_saving, saving
 from .diagnostics import path_of, save_record
 from .gradients import exact_gradient, gradient_of, relative_error
 from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
@@ -75,27 +75,28 @@ def measure_case(subject: Subject, grid: Grid, case: Case, settings: Sequence[tu
     model, batch = subject.build(case), subject.batch(case.batch_size)
     reference = grid.rtol / 100, min(grid.atols) / 100
     exact, reference_error = exact_gradient(model, batch, subject.loss_function, reference)
-    rows = []
-    for (loss_scale, atol), norm in itertools.product(settings, NORMS):
-        gradient, counted = gradient_of(
-            model, batch, scaled(subject.loss_function, loss_scale), rtol=grid.rtol, atol=atol, adjoint=norm
-        )
-        rows.append(
-            {
-                "loss_scale": loss_scale,
-                "atol": atol,
-                "norm": norm,
-                "forward_nfe": counted.forward.nfe,
-                "backward_nfe": counted.backward.nfe,
-                "error": relative_error(gradient / loss_scale, exact),
-            }
-        )
+    measured = measure_settings(model, batch, subject.loss_function, grid.rtol, settings)
     return {
         **describe_case(subject, grid, case, model),
         "reference": reference,
         "reference_error": reference_error,
-        "rows": rows,
+        "rows": [{**row, "error": relative_error(gradient / row["loss_scale"], exact)} for row, gradient in measured],
     }
+
+
+def measure_settings(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    loss_function: LossFunction,
+    rtol: float,
+    settings: Sequence[tuple[float, float]],
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """What each norm costs at each of the settings, and the gradient of the scaled loss."""
+    for (loss_scale, atol), norm in itertools.product(settings, NORMS):
+        tolerances = {"rtol": rtol, "atol": atol}
+        gradient, counted = gradient_of(model, batch, scaled(loss_function, loss_scale), adjoint=norm, **tolerances)
+        row = {"loss_scale": loss_scale, "atol": atol, "norm": norm}
+        yield {**row, "forward_nfe": counted.forward.nfe, "backward_nfe": counted.backward.nfe}, gradient
 
 
 def scaled(loss_function: LossFunction, factor: float) -> LossFunction:
@@ -160,18 +161,22 @@ def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
         described = describe_case(subject, grid, case, subject.build(case))
         row = {"loss_scale": loss_scale, "atol": atol}
         settings.append({**described, **row, "predicted_saving": predicted_saving(cases, described, row)})
-    _save(path_of(results_dir, "law_predictions", name), subject, rtol=grid.rtol, settings=settings)
+    path = path_of(results_dir, "law_predictions", name)
+    _save(path, subject, rtol=grid.rtol, predicted_from=CHOSEN, settings=settings)
 
 
 def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What it does save there, beside what was predicted."""
     path = path_of(results_dir, "law_predictions", name)
-    settings = json.loads(path.read_bytes())["settings"]
+    record = json.loads(path.read_bytes())
+    settings = record["settings"]
     for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
-        rows = measure_case(subject, grid, case, [(loss_scale, atol)])["rows"]
+        model, batch = subject.build(case), subject.batch(case.batch_size)
+        measured = measure_settings(model, batch, subject.loss_function, grid.rtol, [(loss_scale, atol)])
+        rows = [row for row, _ in measured]
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
-    _save(path, subject, rtol=grid.rtol, settings=settings)
+    _save(path, subject, rtol=grid.rtol, predicted_from=record["predicted_from"], settings=settings)
 
 
 def _save(path: Path, subject: Subject, **values: Any) -> None:

@@ -49,7 +49,7 @@ GRIDS = {
             Case("untrained", 10, 16),
             Case("untrained", 160, 16),
             Case("trained", 40, 16),
-            Case("trained", 40, 64),
+            Case("trained", 40, 4),
         ),
     ),
     "acrobot": Grid(
