@@ -4,6 +4,7 @@ Here is what the page says; how is in `report.html.jinja`, and how that looks in
 """
 
 import base64
+import contextlib
 import itertools
 import os
 import re
@@ -21,8 +22,8 @@ from markupsafe import Markup, escape
 import figures
 from common.results import Results, load_all
 
-from . import diagnostic_figures, typesetting
-from .captions import CAPTIONS, caption
+from . import typesetting
+from .captions import ANIMATIONS, CAPTIONS, caption
 from .experiments import EXPERIMENTS
 from .run_figures import norm_of
 from .runs import PRESETS, identity_of, preset_runs
@@ -61,7 +62,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         legend=typesetting.LEGEND,
         tables=tables,
         drawings=drawings,
-        animation=_animation(results_dir),
+        animations=_animations(results_dir),
         lacking=lacking,
         deviations=_deviations(os.path.relpath(README, directory)),
         runs=[*_recorded(results, standing, directory), *_unrecorded(results.values(), standing)],
@@ -187,13 +188,13 @@ def _drawings(results_dir: str) -> tuple[list[dict[str, Any]], list[str]]:
     return drawings, lacking
 
 
-def _animation(results_dir: str) -> str | None:
-    """Acrobot's control as a moving image, if it was measured."""
-    try:
-        control = diagnostic_figures.read(results_dir, "control")
-    except NothingToDraw:
-        return None
-    return _inline(diagnostic_figures.control_animation(control), "gif")
+def _animations(results_dir: str) -> list[dict[str, str]]:
+    """The figures that move, as far as they were measured."""
+    found = []
+    for name, draw in figures.animations(results_dir).items():
+        with contextlib.suppress(NothingToDraw):
+            found.append({"caption": ANIMATIONS[name], "source": _inline(draw(), "gif")})
+    return found
 
 
 def _inline(image: bytes, kind: str) -> str:
