@@ -48,8 +48,8 @@ def trained_run(results_dir: str, experiment: str, group: str | None = None) -> 
         options = EXPERIMENTS[experiment].gradients.training
         raise FileNotFoundError(
             f"No completed run of {wanted} in {results_dir} has its weights (<run>.pt) beside it, as git keeps none: "
-            f"train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm {options} "
-            f"--results-dir {results_dir}`."
+            f"train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm "
+            f"{options} --results-dir {results_dir}`."
         )
     return max(candidates)[2:]
 
