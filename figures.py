@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from common import command_line, files
 from common.results import load_all
-from reproduction import diagnostic_figures, law_figures, run_figures, time_figures
+from reproduction import diagnostic_figures, flow_figures, law_figures, run_figures, time_figures
 from reproduction.experiments import EXPERIMENTS
 from reproduction.style import NothingToDraw, render
 
 FORMATS = ("png", "pdf")
-ANIMATION = "acrobot-control.gif"
 
 
 def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
@@ -43,7 +42,21 @@ def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
     drawings["equal-error"] = lambda: law_figures.equal_error(read("equal_error", command="reproduction.equal_error"))
     drawings["acrobot-control-frames"] = lambda: diagnostic_figures.control_frames(read("control"))
     drawings["acrobot-control-curves"] = lambda: diagnostic_figures.control_curves(read("control"))
+    samples = partial(flow_figures.read, results_dir)
+    drawings["flow-densities"] = lambda: flow_figures.densities(samples(of_images=False))
+    drawings["flow-images"] = lambda: flow_figures.images(samples(of_images=True))
+    drawings["flow-integrals"] = lambda: diagnostic_figures.integrals(read("integrals"))
     return drawings
+
+
+def animations(results_dir: str) -> dict[str, Callable[[], bytes]]:
+    """The GIF of every figure that moves, by its name, as `figures`."""
+    return {
+        "acrobot-control": lambda: diagnostic_figures.control_animation(
+            diagnostic_figures.read(results_dir, "control")
+        ),
+        "flow": lambda: flow_figures.animation(flow_figures.read(results_dir, of_images=False)),
+    }
 
 
 @dataclass(frozen=True)
@@ -74,11 +87,11 @@ def main(options: Options) -> None:
             lacking.append(f"{name}: {reason}")
             continue
         drawn |= {f"{name}.{kind}": render(figure, kind) for kind in FORMATS}
-    try:
-        control = diagnostic_figures.read(options.results_dir, "control")
-        drawn[ANIMATION] = diagnostic_figures.control_animation(control)
-    except NothingToDraw as reason:
-        lacking.append(f"{ANIMATION}: {reason}")
+    for name, draw in animations(options.results_dir).items():
+        try:
+            drawn[f"{name}.gif"] = draw()
+        except NothingToDraw as reason:
+            lacking.append(f"{name}.gif: {reason}")
     for name, content in drawn.items():
         files.replace(output / name, content)
     print(f"Drew {len(drawn)} files in {output}")

@@ -85,6 +85,23 @@ CAPTIONS = {
         "Above, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. Below, "
         "a way saves evaluations where it lies left of the line; bars are 95 % intervals over the batches.",
     ),
+    "flow-densities": Caption(
+        "Flows: data, density and samples",
+        "For each toy three squares: points of the data, the density that was learnt, and points drawn from it.",
+        "Points that the training has not seen, the density from the solve to the noise, and noise solved back.",
+    ),
+    "flow-images": Caption(
+        "Flows: images and samples",
+        "Two mosaics of small grey images: of the test set, and drawn from the flow.",
+        "Left images that the training has not seen, right noise solved back through all flows.",
+    ),
+    "flow-integrals": Caption(
+        "Flows: does it pay to leave the log-determinant out of the norms?",
+        "Line charts of the errors of log-likelihood and gradient against NFE, a line for each way to treat the "
+        "log-determinant.",
+        "Points are tolerances, medians over batches. Further left is cheaper and further down more exact: a way pays "
+        "where its line lies below the others, as a looser tolerance moves along a line.",
+    ),
     "acrobot-control-frames": Caption(
         "Acrobot's learnt control, in frames",
         "Ten frames of the two links of the acrobot, from hanging at rest, with the path of the tip between them.",
@@ -97,6 +114,17 @@ CAPTIONS = {
     ),
 }
 """By the name of a figure."""
+ANIMATIONS = {
+    "acrobot-control": Caption(
+        "Acrobot's learnt control, in motion",
+        "The two links of the acrobot in motion, with the path of the tip.",
+        "",
+    ),
+    "flow": Caption(
+        "Flows: noise becomes data", "Points of a normal distribution move until they lie like the data.", ""
+    ),
+}
+"""By the name of a figure that moves."""
 
 
 def caption(name: str, results_dir: str) -> Caption:

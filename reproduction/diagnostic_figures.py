@@ -115,6 +115,8 @@ def step_errors(records: Records) -> Figure:
         dots = dict(linestyle="", markersize=1.8)
         for name, look in BLOCK_LOOKS.items():
             values = steps["default"][name]
+            if not values.any():  # of a field that does not depend on t
+                continue
             errors.plot(
                 steps["default"]["t0"], values, color=look.color, marker=look.marker, label=BLOCK_LABELS[name], **dots
             )
@@ -153,6 +155,31 @@ def _draw_shares(ax: Axes, shares: list[Mapping[str, float]]) -> None:
     ax.set_yticks(range(len(table)), [power(rtol) for rtol in table["rtol"]])
     ax.invert_yaxis()
     ax.grid(False)
+
+
+@styled
+def integrals(records: Records) -> Figure:
+    """Errors of likelihood and gradient against NFE, for each way to solve for a flow's log-determinant.
+
+    A line is a way, its points are the tolerances: medians over the batches. To pay, a way must lie below the others,
+    as a looser tolerance only goes up a line to the left.
+    """
+    table = pandas.DataFrame(records["flow"]["rows"])
+    table["nfe"] = table["forward_nfe"] + table["backward_nfe"]
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    likelihood, gradient = figure.subplots(1, 2)
+    for way, rows in table.groupby("integrals", sort=False):
+        look = LOOKS["seminorm" if way == "none" else f"seminorm, integrals {way}"]
+        middle = rows.groupby("rtol")[["forward_nfe", "nfe", "error", "likelihood_error"]].median()
+        style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker)
+        likelihood.plot(middle["forward_nfe"], middle["likelihood_error"], label=f"integrals: {way}", **style)
+        gradient.plot(middle["nfe"], middle["error"], **style)
+    likelihood.set(xlabel="NFE, forward", ylabel="error of the log-likelihood (nats)", yscale="log")
+    gradient.set(xlabel="NFE, forward and backward", ylabel="relative error of the gradient", yscale="log")
+    for ax in (likelihood, gradient):
+        count_axis(ax.xaxis)
+    legend_above(figure, [likelihood])
+    return figure
 
 
 def tip_positions(motion: Mapping[str, list[float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -24,14 +24,16 @@ from torchadjoint import METHODS
 
 from .control import swing_up
 from .experiments import EXPERIMENTS
+from .flow_samples import measure_images, measure_points
 from .gradients import drivers, gradient_errors, losses, step_errors
-from .runs import load_data
+from .integral_errors import integral_errors
+from .runs import load_data, whole_config
 
 logger = logging.getLogger(__name__)
 
 
-def trained_run(results_dir: str, experiment: str) -> tuple[Path, Results]:
-    """The run to take weights from: of the completed ones that have some, the one that saw the most samples.
+def trained_run(results_dir: str, experiment: str, group: str | None = None) -> tuple[Path, Results]:
+    """The run to take weights from: of the completed ones of a group that have some, the one that saw the most samples.
 
     Among equals it is the one with the least train loss. FileNotFoundError if there is none.
     """
@@ -39,12 +41,15 @@ def trained_run(results_dir: str, experiment: str) -> tuple[Path, Results]:
         (len(results.epochs) * results.train_metrics.dataset_size, -results.train_metrics.loss, path, results)
         for path, results in load_all(results_dir).items()
         if results.experiment == experiment and results.status == "completed" and path.with_suffix(".pt").exists()
+        if group in (None, EXPERIMENTS[experiment].group(whole_config(experiment, results.config)))
     ]
     if not candidates:
+        wanted = f"{experiment} on {group}" if group else experiment
+        options = EXPERIMENTS[experiment].gradients.training
         raise FileNotFoundError(
-            f"No completed run of {experiment} in {results_dir} has its weights (<run>.pt) beside it, as git keeps "
-            f"none: train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm "
-            f"{EXPERIMENTS[experiment].gradients.training} --results-dir {results_dir}`."
+            f"No completed run of {wanted} in {results_dir} has its weights (<run>.pt) beside it, as git keeps none: "
+            f"train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm "
+            f"{options} --results-dir {results_dir}`."
         )
     return max(candidates)[2:]
 
@@ -53,7 +58,8 @@ def trained_model(experiment: str, config: TrainingConfig, weights: Path) -> nn.
     """The model of these settings with the weights of this file."""
     model = importlib.import_module(experiment).build(config)
     model.load_state_dict(torch.load(weights, weights_only=True))
-    return model
+    # As in a measurement: what is drawn at random is the same every time.
+    return model.eval()
 
 
 def test_set(experiment: str, config: TrainingConfig, digest: str) -> tuple[Tensor, ...]:
@@ -143,6 +149,28 @@ def measure_control(
     return {"motion": {name: _rounded(column) for name, column in zip(names, rows.T.tolist(), strict=True)}}
 
 
+def measure_integrals(
+    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """See `integral_errors`; on the batches that the gradients' errors are measured on."""
+    setting = EXPERIMENTS[experiment].gradients
+    rows = integral_errors(
+        model,
+        [batch_of(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        setting.loss_function,
+        tolerances=setting.tolerances,
+        reference=setting.reference,
+    )
+    return {"batch_size": setting.batch_size, "reference": setting.reference, "rows": rows}
+
+
+def measure_samples(
+    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """See `flow_samples`."""
+    return (measure_images if config.is_of_images else measure_points)(model, data[0])
+
+
 def batch_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Tensor, ...]:
     """Samples from all over the test set, as neighbours may be parts of one trajectory."""
     stride = max(1, len(data[0]) // batch_size)
@@ -153,9 +181,11 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def path_of(results_dir: str, measurement: str, experiment: str) -> Path:
-    """Where a measurement is saved."""
-    return Path(results_dir, "diagnostics", f"{measurement}-{experiment}.json")
+def path_of(results_dir: str, measurement: str, subject: str, group: str | None = None) -> Path:
+    """Where a measurement of an experiment's model, or of another, is saved."""
+    card = EXPERIMENTS.get(subject)
+    name = card.file_name(measurement, group) if card else f"{measurement}-{subject}.json"
+    return Path(results_dir, "diagnostics", name)
 
 
 def save_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -170,6 +200,8 @@ MEASUREMENTS = {
     "losses": measure_losses,
     "step_errors": measure_step_errors,
     "control": measure_control,
+    "integrals": measure_integrals,
+    "samples": measure_samples,
 }
 
 
@@ -187,31 +219,36 @@ class Options:
     experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
     """Which experiments."""
     measurements: tuple[Literal[tuple(MEASUREMENTS)], ...] = tuple(MEASUREMENTS)
-    """Which measurements; the control is acrobot's alone."""
+    """Which measurements; the control is acrobot's alone, integrals and samples are of flows."""
 
 
 def main(options: Options) -> None:
     """Makes every measurement asked for that there are weights for."""
     logging.basicConfig(format="%(message)s")
     lacking = []
-    for experiment in options.experiments:
+    groups = [(name, group) for name in options.experiments for group in EXPERIMENTS[name].measured_groups]
+    for experiment, group in groups:
+        card = EXPERIMENTS[experiment]
+        is_first = group == card.measured_groups[0]
+        possible = card.measurements if is_first else card.group_measurements
+        wanted = [name for name in options.measurements if name in possible]
+        if not wanted:
+            continue
         try:
-            path, results = trained_run(options.results_dir, experiment)
+            path, results = trained_run(options.results_dir, experiment, group)
         except FileNotFoundError as error:
             lacking.append(str(error))
             continue
         settings = results.config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
-        if options.data_root is not None and "data_root" in EXPERIMENTS[experiment].data_settings:
+        if options.data_root is not None and card.stand_in is not None:
             settings["data_root"] = options.data_root
         config = importlib.import_module(experiment).Config(**settings)
         model = trained_model(experiment, config, path.with_suffix(".pt"))
         data = test_set(experiment, config, results.provenance["split"])
-        for measurement in options.measurements:
-            if measurement not in EXPERIMENTS[experiment].measurements:
-                continue
+        for measurement in wanted:
             values = MEASUREMENTS[measurement](experiment, config, model, data)
             source = {"run": path.relative_to(options.results_dir).as_posix(), "config": results.config}
-            target = path_of(options.results_dir, measurement, experiment)
+            target = path_of(options.results_dir, measurement, experiment, group)
             save_record(target, {**source, "provenance": provenance.describe(torch.device("cpu")), **values})
             print(f"Saved {target}", flush=True)
     if lacking:

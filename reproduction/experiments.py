@@ -72,17 +72,26 @@ class Experiment:
     gradients: GradientSetting
     measurements: tuple[str, ...] = ("gradient_errors", "methods", "losses", "step_errors")
     """Those of `diagnostics.MEASUREMENTS` that make sense for it."""
+    group_measurements: tuple[str, ...] = ()
+    """Those that are made of every group; the others of the first alone."""
     stand_in: str | None = None
     """A `data_root` without any download, for data like those that a download brings; None if there is none."""
     group_settings: tuple[str, ...] = ()
     """The settings in which runs differ so much that they share neither tables nor figures."""
     figure_groups: tuple[str, ...] = ("",)
-    """The groups that have figures."""
+    """The groups that have figures of their runs."""
+    measured_groups: tuple[str | None, ...] = (None,)
+    """The groups whose trained weights are measured; None for a run of any."""
 
     def group(self, config: Mapping[str, Any]) -> str:
         """What runs of these settings have in common: the empty name where all runs of the experiment do."""
         values = {name: config[name] for name in self.group_settings if config[name] is not None}
         return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in values.items())
+
+    def file_name(self, measurement: str, group: str | None) -> str:
+        """Of what a measurement has found."""
+        suffix = f"-{group.replace(', width ', '-')}" if measurement in self.group_measurements else ""
+        return f"{measurement}-{self.name}{suffix}.json"
 
     def title_of(self, group: str) -> str:
         """The experiment's title, with the group's name if it has one."""
@@ -160,6 +169,9 @@ FLOW = Experiment(
     ),
     group_settings=("data", "width"),
     figure_groups=("checkerboard", "8gaussians", "2spirals"),
+    measured_groups=("checkerboard", "8gaussians", "2spirals", "digits, width 16"),
+    measurements=("gradient_errors", "step_errors", "integrals", "samples"),
+    group_measurements=("samples",),
 )
 
 EXPERIMENTS = {card.name: card for card in (SPEECH_COMMANDS, ACROBOT, FLOW)}

@@ -18,7 +18,7 @@ from torchadjoint import Attempt, solve
 from torchadjoint.statistics import SolveStatistics
 
 BLOCK_NAMES = ("z", "a_z", "a_theta", "a_t")
-"""What the norm `default` weighs. In both experiments a_t is 0: their fields do not depend on t."""
+"""What the norm `default` weighs. Where the field does not depend on t, a_t is 0: in all experiments but the flow."""
 
 
 def gradient_of(

@@ -4,6 +4,7 @@ Here is what the page says; how is in `report.html.jinja`, and how that looks in
 """
 
 import base64
+import contextlib
 import itertools
 import os
 import re
@@ -24,8 +25,8 @@ from benchmarks.adjoints.page import Gathered
 from benchmarks.adjoints.results import load_all as load_adjoints
 from common.results import Results, load_all
 
-from . import diagnostic_figures, gpu, typesetting
-from .captions import CAPTIONS, caption
+from . import gpu, typesetting
+from .captions import ANIMATIONS, CAPTIONS, caption
 from .experiments import EXPERIMENTS
 from .runs import PRESETS, identity_of, preset_runs, way_of
 from .status import Status, on_found_data, statuses
@@ -62,7 +63,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         legend=typesetting.LEGEND,
         tables=[*tables, *gpu.tables(results_dir)],
         drawings=drawings,
-        animation=_animation(results_dir),
+        animations=_animations(results_dir),
         lacking=lacking,
         adjoints=_adjoints(Path(results_dir, "adjoints")),
         deviations=_deviations(os.path.relpath(DEVIATIONS, directory)),
@@ -189,13 +190,13 @@ def _drawings(results_dir: str) -> tuple[list[dict[str, Any]], list[str]]:
     return drawings, lacking
 
 
-def _animation(results_dir: str) -> str | None:
-    """Acrobot's control as a moving image, if it was measured."""
-    try:
-        control = diagnostic_figures.read(results_dir, "control")
-    except NothingToDraw:
-        return None
-    return _inline(diagnostic_figures.control_animation(control), "gif")
+def _animations(results_dir: str) -> list[dict[str, str]]:
+    """The figures that move, as far as they were measured."""
+    found = []
+    for name, draw in figures.animations(results_dir).items():
+        with contextlib.suppress(NothingToDraw):
+            found.append({"caption": ANIMATIONS[name], "source": _inline(draw(), "gif")})
+    return found
 
 
 def _inline(image: bytes, kind: str) -> str:

@@ -143,7 +143,9 @@ def learning(results: Sequence[Results]) -> Figure:
                 ax.set_xlabel("epoch")
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if quantity == "loss":
-            row[0].set_yscale("log")
+            # A log-likelihood is a logarithm already, and of either sign.
+            if results[0].test_metrics.keys().isdisjoint({"nll", "bits_per_dim"}):
+                row[0].set_yscale("log")
         else:
             row[0].set_ylim(0, 1)
             row[0].yaxis.set_major_formatter(PercentFormatter(1.0))

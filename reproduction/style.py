@@ -68,18 +68,19 @@ LOOKS = {
     "as-published": Look("#CC79A7", (0, (1, 1)), "D", 1.8),
     "seminorm": Look("#D55E00", (0, (4, 2)), "s"),
     "seminorm, warm start": Look("#D55E00", (0, (1, 2)), "P"),
-    "seminorm, integrals backward": Look("#56B4E9", (0, (3, 1)), "X"),
-    "seminorm, integrals unweighed": Look("#56B4E9", (0, (5, 1, 1, 1)), "*"),
+    "seminorm, integrals backward": Look("#7B3F9E", (0, (3, 1)), "X"),
+    "seminorm, integrals unweighed": Look("#7B3F9E", (0, (5, 1, 1, 1)), "*"),
     "discrete": Look("#000000", (0, (8, 2)), "v", 1.0),
-    "discrete, bosh3": Look("#E69F00", (0, (3, 1)), "X"),
+    "discrete, bosh3": Look("#E69F00", (0, (2, 1, 1, 1)), "p"),
 }
 """By how a run differentiates, in the order of legends. The first is the widest: others may lie exactly on it."""
 BLOCK_LOOKS = {
     "z": Look("#56B4E9", marker="o"),
     "a_z": Look("#555555", marker="x"),
     "a_theta": Look("#E69F00", marker="s"),
+    "a_t": Look("#F0E442", marker="^"),
 }
-BLOCK_LABELS = {"z": "$z$", "a_z": "$a_z$", "a_theta": r"$a_\theta$"}
+BLOCK_LABELS = {"z": "$z$", "a_z": "$a_z$", "a_theta": r"$a_\theta$", "a_t": "$a_t$"}
 
 
 def power(value: float) -> str:

@@ -1,0 +1,119 @@
+"""Pictures of what flows have learnt, from the measurement `samples`: densities and samples of toys, images, frames."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .experiments import FLOW
+from .style import GREY, WIDTH, NothingToDraw, styled
+
+MILLISECONDS_PER_FRAME = 120
+PAUSE = 1500
+"""Milliseconds that the last frame stays."""
+
+Records = Mapping[str, Mapping[str, Any]]
+"""The measurement, by group."""
+
+
+def read(results_dir: str, *, of_images: bool) -> Records:
+    """The measurement of each group that has it, of toys or of images.
+
+    Raises:
+        NothingToDraw: if none has, or a file is damaged.
+    """
+    options = f"--results-dir {results_dir} --experiments flow --measurements samples"
+    remedy = f"`python -m reproduction.diagnostics {options}`"
+    records = {}
+    for group in FLOW.measured_groups:
+        path = Path(results_dir, "diagnostics", FLOW.file_name("samples", group))
+        try:
+            record = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise NothingToDraw(f"{path} is not strict JSON ({error}): measure it again by {remedy}.") from error
+        if ("num_levels" in record) == of_images:
+            records[group] = record
+    if not records:
+        what, where = "images" if of_images else "toys", Path(results_dir, "diagnostics")
+        raise NothingToDraw(f"There are no samples of {what} in {where}: make them by {remedy}.")
+    return records
+
+
+@styled
+def densities(records: Records) -> Figure:
+    """Data, the density that was learnt and samples from it, a row for each toy."""
+    figure = Figure(figsize=(WIDTH, 0.4 + 2.25 * len(records)), layout="constrained")
+    axes = figure.subplots(len(records), 3, squeeze=False)
+    for row, (group, record) in zip(axes, records.items(), strict=True):
+        reach = record["reach"]
+        for ax, name in zip(row, ("data", "density", "samples"), strict=True):
+            if name == "density":
+                ax.imshow(record[name], origin="lower", extent=(-reach, reach, -reach, reach), cmap="viridis", vmin=0)
+            else:
+                ax.plot(*np.array(record[name]).T, ".", color="#0072B2", markersize=1.6)
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+            ax.grid(False)
+            for spine in ax.spines.values():
+                spine.set(visible=True, color=GREY)
+            if ax in axes[0]:
+                ax.set_title(name)
+        row[0].set_ylabel(group)
+    return figure
+
+
+@styled
+def images(records: Records) -> Figure:
+    """Images of the test set on the left, samples on the right; a row for each model."""
+    figure = Figure(figsize=(WIDTH, 0.4 + 2.6 * len(records)), layout="constrained")
+    axes = figure.subplots(len(records), 2, squeeze=False)
+    for row, (group, record) in zip(axes, records.items(), strict=True):
+        for ax, name in zip(row, ("data", "samples"), strict=True):
+            ax.imshow(_mosaic(np.array(record[name])) / (record["num_levels"] - 1), cmap="gray", vmin=0, vmax=1)
+            ax.set(title=name, xticks=[], yticks=[])
+            ax.grid(False)
+        row[0].set_ylabel(group)
+    return figure
+
+
+def _mosaic(stack: np.ndarray) -> np.ndarray:
+    """Images (number, channels, height, width) side by side in rows of 8, with a white line between them."""
+    number, channels, height, width = stack.shape
+    columns = min(8, number)
+    lines = -(-number // columns)
+    whole = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), stack.max())
+    for index, image in enumerate(stack):
+        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
+        whole[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return whole[..., 0] if channels == 1 else whole
+
+
+@styled
+def animation(records: Records) -> bytes:
+    """Noise that becomes samples of each toy: the bytes of a GIF file that plays forever."""
+    paths = {group: np.array(record["paths"]) for group, record in records.items()}
+    times = next(iter(records.values()))["times"]
+    figure = Figure(figsize=(2.3 * len(records), 2.6), dpi=90, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    frames = []
+    for number, time in enumerate(times):
+        figure.clear()
+        axes = figure.subplots(1, len(records), squeeze=False)[0]
+        for ax, (group, record) in zip(axes, records.items(), strict=True):
+            reach = record["reach"]
+            ax.plot(*paths[group][number].T, ".", color="#0072B2", markersize=2)
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{group}\nt = {time:.3f}")
+            ax.set_axis_off()
+        canvas.draw()
+        frames.append(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3]).quantize(32))
+    buffer = io.BytesIO()
+    durations = [MILLISECONDS_PER_FRAME] * (len(frames) - 1) + [PAUSE]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,68 @@
+"""Whether it pays to leave a flow's log-determinant out of the solver's norms, measured; `diagnostics.py` saves it."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from flows.continuous import ContinuousFlow, Integrals
+
+from .gradients import gradient_of
+
+
+def integral_errors(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, ...]],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    *,
+    tolerances: Sequence[tuple[float, float]],
+    reference: tuple[float, float],
+) -> list[dict[str, Any]]:
+    """Error and cost of the seminorm's gradient for each `Integrals`: one row for each batch and pair of tolerances.
+
+    `error` is that of the gradient, as in `gradient_errors`; `likelihood_error` is the mean of the absolute errors of
+    the samples' losses. The reference is float64 at the tolerances `reference`, all of the state in the norm.
+    """
+    exact_model = copy.deepcopy(model).double()
+    _set(exact_model, "none")
+    rows = []
+    for number, batch in enumerate(batches):
+        rtol, atol = reference
+        exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
+        exact, exact_losses, _ = _step(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol)
+        for rtol, atol in tolerances:
+            for way in get_args(Integrals):
+                _set(model, way)
+                gradient, losses, counted = _step(model, batch, loss_function, rtol=rtol, atol=atol)
+                rows.append(
+                    {
+                        "batch": number,
+                        "rtol": rtol,
+                        "atol": atol,
+                        "integrals": way,
+                        "forward_nfe": counted.forward.nfe,
+                        "backward_nfe": counted.backward.nfe,
+                        "error": ((gradient - exact).norm() / exact.norm()).item(),
+                        "likelihood_error": (losses - exact_losses).abs().mean().item(),
+                    }
+                )
+    return rows
+
+
+def _set(model: nn.Module, integrals: Integrals) -> None:
+    for module in model.modules():
+        if isinstance(module, ContinuousFlow):
+            module.integrals = integrals
+
+
+def _step(model: nn.Module, batch: tuple[Tensor, ...], loss_function: Callable, **tolerances) -> tuple:
+    """The gradient (flat, float64), the losses of the samples, and what the solve did."""
+    losses = []
+
+    def keep(prediction: Tensor, target: Tensor) -> Tensor:
+        losses.append(prediction.detach().double())
+        return loss_function(prediction, target)
+
+    gradient, counted = gradient_of(model, batch, keep, adjoint="seminorm", **tolerances)
+    return gradient, losses[0], counted
