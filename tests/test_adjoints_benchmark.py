@@ -374,6 +374,16 @@ def test_the_page_shows_every_problem_that_was_measured(tmp_path):
     assert axes.xaxis_inverted()
 
 
+def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
+    faster = tuple((rtol, error, 0.5 * seconds) for rtol, error, seconds in ROWS)
+    measured = [made_up("linear", "interpolated", *faster), made_up("damped", "interpolated", *faster[:2])]
+    for problem in ("linear", "damped"):
+        measured += [made_up(problem, page.DISCRETE, *ROWS), made_up(problem, page.WARM, *FAILED)]
+    found = page._interpolated(page.Gathered(measured))
+    assert (found["num_cells"], found["num_faster"], found["num_slower"]) == (6, 5, 1)
+    assert found["better"] == ["Linear system of 8, turning"]
+
+
 @pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")
 def test_the_page_is_what_the_results_make():
     gathered = page.Gathered(results.load_all(results.COMMITTED))

@@ -3,6 +3,7 @@
 Here is what the page says; how is in `page.md.jinja`.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -170,19 +171,31 @@ def _who_fails(failure: Failures) -> str:
 
 
 def _interpolated(gathered: Gathered) -> dict[str, Any]:
-    """The table of the interpolated adjoint, and in how many cells it is ahead."""
-    rows, num_faster, num_reached = [], 0, 0
+    """How the interpolated adjoint does beside the two that it would stand between.
+
+    It is better at a problem if it is faster than both in every cell that any of the three reaches.
+    """
+    rows, ratios, better = [], [], []
     for name, problem in gathered.problems.items():
         curves = gathered.curves(name)
+        of_problem = []
         for target in TARGETS:
             seconds = {way: seconds_for(curves.get(way, []), target) for way in (INTERPOLATED, DISCRETE, WARM)}
             shown = {way: "" if taken is None else _milliseconds(taken) for way, taken in seconds.items()}
             rows.append({"problem": problem.title, "error": scientific(target), **shown})
-            own, *others = seconds.values()
-            if own is not None:
-                num_reached += 1
-                num_faster += all(other is None or own * CLOSE < other for other in others)
-    return {"table": _table(rows), "num_faster": num_faster, "num_reached": num_reached}
+            own, *others = (math.inf if taken is None else taken for taken in seconds.values())
+            if min(own, *others) < math.inf:
+                of_problem.append(own / min(others))
+        ratios += of_problem
+        if of_problem and max(of_problem) < 1 / CLOSE:
+            better.append(problem.title)
+    return {
+        "table": _table(rows),
+        "num_cells": len(ratios),
+        "num_faster": sum(ratio < 1 / CLOSE for ratio in ratios),
+        "num_slower": sum(ratio > CLOSE for ratio in ratios),
+        "better": better,
+    }
 
 
 def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
