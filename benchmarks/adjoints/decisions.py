@@ -4,12 +4,21 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from .contract import TRAITS, Problem
-from .fronts import CLOSE, TARGETS, Cell, Failures, library_of, standings
+from .fronts import CLOSE, TARGETS, Cell, Failures, library_of, scientific, standings
 
 JAX = ("diffrax",)
 """Libraries for which a field must be written in JAX."""
 OUTSIDE = ("interpolated",)
 """What is no part of any library, so that nobody can decide for it."""
+KINDS = {
+    "ours": ("ours, discrete", ("ours, default", "ours, seminorm", "ours, seminorm, warm start")),
+    "torchdiffeq": (
+        "torchdiffeq, through the solver",
+        ("torchdiffeq, adjoint", "torchdiffeq, adjoint, seminorm"),
+    ),
+    "diffrax": ("diffrax, recursive checkpoints", ("diffrax, backsolve", "diffrax, backsolve, seminorm")),
+}
+"""By library: the gradient of the steps taken, and the backward solves, by one method (dopri5)."""
 STRICT = 1e-4
 """Failures are told at such an rtol and tighter ones: at looser ones a large error is no surprise."""
 
@@ -40,7 +49,9 @@ def decide(
     if not ranked:
         return ["Nothing was measured in PyTorch, so there is nothing to decide."]
     first = ranked[0]
-    parts = {f"errors of at most {target:g}": [it for it in measured if it.target == target] for target in TARGETS}
+    parts = {
+        f"errors of at most {scientific(target)}": [it for it in measured if it.target == target] for target in TARGETS
+    }
     for trait, called in TRAITS.items():
         parts[called] = [cell for cell in measured if trait in problems[cell.problem].traits]
     return [
@@ -48,6 +59,7 @@ def decide(
         f"{first.num_reached}, and is within {CLOSE:g} times of the fastest in {first.num_close}."
         + "".join(f" `{it.way}`: {it.num_reached} and {it.num_close}." for it in ranked[1:3]),
         *(_for_part(called, part, candidates, first.way) for called, part in parts.items() if part),
+        *_on_kinds(measured),
         _on_failures(failed),
         *_on_frameworks(measured, ways),
     ]
@@ -57,7 +69,7 @@ def _for_part(called: str, part: Sequence[Cell], candidates: Sequence[str], usua
     """What to take for some of the cells, or that it is the usual."""
     ranked = standings(part, candidates)
     number = len({cell.problem for cell in part})
-    begin = f"For {called} (n = {number} problem{'s' if number > 1 else ''}, {len(part)} cells)"
+    begin = f"For {called} (n = {_counted(number, 'problem')}, {_counted(len(part), 'cell')})"
     if not ranked:
         return f"{begin} no way in PyTorch reaches the error."
     best = ranked[0]
@@ -68,6 +80,32 @@ def _for_part(called: str, part: Sequence[Cell], candidates: Sequence[str], usua
     return f"{begin} try `{best.way}`: within {CLOSE:g} times of the fastest in {best.num_close}{against}."
 
 
+def _on_kinds(measured: Sequence[Cell]) -> Iterable[str]:
+    """The gradient of the steps taken beside backward solves, in each library."""
+    for library, (discrete, backsolves) in KINDS.items():
+        seconds = [
+            (
+                cell.seconds.get(discrete),
+                min((cell.seconds[way] for way in backsolves if way in cell.seconds), default=None),
+            )
+            for cell in measured
+        ]
+        own, others = (sum(it[kind] is not None for it in seconds) for kind in (0, 1))
+        ratios = [own / other for own, other in seconds if own is not None and other is not None]
+        if ratios:
+            yield (
+                f"**Steps or backward solve, in {library}**: `{discrete}` reaches the error in {own} cells, the best "
+                f"backward solve in {others}. Where both do, the first takes {statistics.median(ratios):.2f} times the "
+                f"time of the second (median; {min(ratios):.2f} to {max(ratios):.2f}; less than 1 / {CLOSE:g} times in "
+                f"{sum(ratio < 1 / CLOSE for ratio in ratios)} of {len(ratios)}, more than {CLOSE:g} times in "
+                f"{sum(ratio > CLOSE for ratio in ratios)})."
+            )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def _on_failures(failed: Sequence[Failures]) -> str:
     strict = [it for it in failed if it.rtol <= STRICT * 1.001]
     problems = {it.problem for it in strict}
@@ -76,12 +114,14 @@ def _on_failures(failed: Sequence[Failures]) -> str:
     reverse = {it.problem for it in strict if it.discrete and not all(it.backsolves.values())}
 
     def listed(names: set[str]) -> str:
-        return f"{len(names)} of {len(problems)} problems" + (f" ({', '.join(sorted(names))})" if names else "")
+        told = f" ({', '.join(sorted(names))})" if names else ""
+        return f"{len(names)} of {_counted(len(problems), 'problem')}{told}"
 
     return (
-        f"**Trust no backward solve of a state that cannot be solved backwards.** At rtol {STRICT:g} or tighter all "
-        f"of them fail and `discrete` does not on {listed(all_fail)}; some of them on {listed(some_fail)}. The "
-        f"reverse, that `discrete` fails and some backward solve does not, is seen on {listed(reverse)}."
+        "**Trust no backward solve of a state that cannot be solved backwards.** At some rtol of "
+        f"{scientific(STRICT)} or tighter all of them fail and `discrete` does not on {listed(all_fail)}; some of them "
+        f"on {listed(some_fail)}. The reverse, that `discrete` fails and some backward solve does not, is seen on "
+        f"{listed(reverse)}."
     )
 
 

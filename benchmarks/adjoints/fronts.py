@@ -23,6 +23,12 @@ def is_backsolve(contestant: str) -> bool:
     return any(word in contestant for word in BACKSOLVES)
 
 
+def scientific(number: float) -> str:
+    """A tolerance or an error as people write it, such as 1e-4."""
+    mantissa, _, exponent = f"{number:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
 def library_of(contestant: str) -> str:
     """The part of the name before the comma."""
     return contestant.partition(",")[0]

@@ -20,8 +20,6 @@ from .results import Measurement
 
 ATOL = 1e-2
 """The absolute tolerance, over the relative one; torchdiffeq's defaults have the same ratio."""
-FLOAT32_DOWN_TO = 1e-5
-"""Tolerances from here on up are solved in float32, the default of PyTorch and of JAX; tighter ones need float64."""
 NUM_ROUNDS = 3
 TURN = 0.02
 """Seconds that a turn takes at least: a step is repeated in it."""
@@ -31,11 +29,6 @@ TOO_LONG = 2.0
 """A contestant whose step takes so many gets no tighter tolerance."""
 LIMIT = 150.0
 """Seconds by the clock after which the first step is given up, compilation included, where Python has the word."""
-
-
-def dtype_of(rtol: float) -> str:
-    """What a tolerance is solved in."""
-    return "float32" if rtol > FLOAT32_DOWN_TO * 0.999 else "float64"
 
 
 @dataclass
@@ -51,15 +44,12 @@ class Trial:
 
 
 def measure(
-    problem: Problem, reference: Reference, contestants: Sequence[Contestant], *, rtol: float, session: int
+    problem: Problem, reference: Reference, contestants: Sequence[Contestant], *, rtol: float, dtype: str
 ) -> list[Measurement]:
-    """What each contestant takes, in their order, interleaved."""
-    trials = [
-        Trial(contestant, Measurement(rtol=rtol, atol=ATOL * rtol, dtype=dtype_of(rtol), session=session))
-        for contestant in contestants
-    ]
+    """What each contestant takes, in their order, interleaved; sessions are for others to number."""
+    trials = [Trial(contestant, Measurement(rtol=rtol, atol=ATOL * rtol, session=0)) for contestant in contestants]
     for trial in trials:
-        _warm_up(trial, problem, reference)
+        _warm_up(trial, problem, reference, dtype)
     for _ in range(NUM_ROUNDS):
         for trial in trials:
             if not (trial.measurement.failure or trial.is_long):
@@ -69,14 +59,14 @@ def measure(
     return [trial.measurement for trial in trials]
 
 
-def _warm_up(trial: Trial, problem: Problem, reference: Reference) -> None:
+def _warm_up(trial: Trial, problem: Problem, reference: Reference, dtype: str) -> None:
     """The first steps: whether it comes to an end, its error, its counts and its memory."""
     measurement, contestant = trial.measurement, trial.contestant
     started = time.perf_counter()
     try:
         with _limited(LIMIT):
             trial.step = contestant.prepare(
-                problem, contestant.way, rtol=measurement.rtol, atol=measurement.atol, dtype=measurement.dtype
+                problem, contestant.way, rtol=measurement.rtol, atol=measurement.atol, dtype=dtype
             )
             trial.step()
         measurement.first_seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 Here is what the page says; how is in `page.md.jinja`.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from common import command_line, files
 from reproduction.style import render
 
 from . import diagrams, measuring, references
+from .contract import MAX_STEPS
 from .decisions import decide, in_jax, in_pytorch
-from .fronts import CLOSE, TARGETS, WRONG, Failures, cells, curve, failures, front, seconds_for, standings
+from .fronts import CLOSE, TARGETS, WRONG, Failures, cells, curve, failures, front, scientific, seconds_for, standings
 from .names import find_contestants, find_problems
 from .results import COMMITTED, Measurement, Results, load_all
 
@@ -29,11 +31,13 @@ VERSIONS = ("torch", "torchdiffeq", "torchode", "diffrax", "jax")
 
 
 class Gathered:
-    """The results by problem and contestant, in the order in which these are listed."""
+    """The results in one dtype by problem and contestant, in the order in which these are listed."""
 
-    def __init__(self, all_results: Iterable[Results]):
+    def __init__(self, all_results: Iterable[Results], dtype: str = "float64"):
         by_problem: dict[str, dict[str, Results]] = {}
         for results in all_results:
+            if results.dtype != dtype:
+                continue
             by_problem.setdefault(results.problem, {})[results.contestant] = results
         known = [*find_contestants()]
         self.problems = {name: problem for name, problem in find_problems().items() if name in by_problem}
@@ -88,7 +92,7 @@ def make_page(gathered: Gathered) -> str:
         **_made_on(gathered),
         num_measurements=sum(len(results.measurements) for results in gathered.all),
         ways=gathered.ways,
-        targets=[f"{target:g}" for target in TARGETS],
+        targets=[scientific(target) for target in TARGETS],
         decisions=decide(gathered.cells, gathered.ways, gathered.problems, gathered.failures),
         standings=_standings(gathered),
         failures=_failures(gathered),
@@ -97,10 +101,10 @@ def make_page(gathered: Gathered) -> str:
         close=f"{CLOSE:g}",
         wrong=f"{WRONG:.0%}".replace("%", " %"),
         trusted=references.TRUSTED,
-        least=f"{diagrams.LEAST:g}",
+        least=scientific(diagrams.LEAST),
         most=f"{diagrams.MOST:g}",
         atol=f"{measuring.ATOL:.0%}".replace("%", " %"),
-        float32_down_to=f"{measuring.FLOAT32_DOWN_TO:g}",
+        max_steps=f"{MAX_STEPS:,}",
         num_rounds=measuring.NUM_ROUNDS,
         long=f"{measuring.LONG:g}",
         too_long=f"{measuring.TOO_LONG:g}",
@@ -157,7 +161,7 @@ def _failures(gathered: Gathered) -> str:
     rows = []
     for name, problem in gathered.problems.items():
         own = sorted((it for it in gathered.failures if it.problem == name), key=lambda it: -it.rtol)
-        rows.append({"problem": problem.title, **{f"{failure.rtol:g}": _who_fails(failure) for failure in own}})
+        rows.append({"problem": problem.title, **{scientific(failure.rtol): _who_fails(failure) for failure in own}})
     return _table(rows)
 
 
@@ -167,19 +171,31 @@ def _who_fails(failure: Failures) -> str:
 
 
 def _interpolated(gathered: Gathered) -> dict[str, Any]:
-    """The table of the interpolated adjoint, and in how many cells it is ahead."""
-    rows, num_faster, num_reached = [], 0, 0
+    """How the interpolated adjoint does beside the two that it would stand between.
+
+    It is better at a problem if it is faster than both in every cell that any of the three reaches.
+    """
+    rows, ratios, better = [], [], []
     for name, problem in gathered.problems.items():
         curves = gathered.curves(name)
+        of_problem = []
         for target in TARGETS:
             seconds = {way: seconds_for(curves.get(way, []), target) for way in (INTERPOLATED, DISCRETE, WARM)}
             shown = {way: "" if taken is None else _milliseconds(taken) for way, taken in seconds.items()}
-            rows.append({"problem": problem.title, "error": f"{target:g}", **shown})
-            own, *others = seconds.values()
-            if own is not None:
-                num_reached += 1
-                num_faster += all(other is None or own * CLOSE < other for other in others)
-    return {"table": _table(rows), "num_faster": num_faster, "num_reached": num_reached}
+            rows.append({"problem": problem.title, "error": scientific(target), **shown})
+            own, *others = (math.inf if taken is None else taken for taken in seconds.values())
+            if min(own, *others) < math.inf:
+                of_problem.append(own / min(others))
+        ratios += of_problem
+        if of_problem and max(of_problem) < 1 / CLOSE:
+            better.append(problem.title)
+    return {
+        "table": _table(rows),
+        "num_cells": len(ratios),
+        "num_faster": sum(ratio < 1 / CLOSE for ratio in ratios),
+        "num_slower": sum(ratio > CLOSE for ratio in ratios),
+        "better": better,
+    }
 
 
 def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
@@ -192,8 +208,8 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         rows.append(
             {
                 "on the front": way,
-                "rtol": f"{point.rtol:g}",
-                "error": f"{point.error:.1e}",
+                "rtol": scientific(point.rtol),
+                "error": f"{point.error:.1e}".replace("e-0", "e-"),
                 "CPU ms": _milliseconds(point.seconds),
                 "NFE": "" if None in counts else " + ".join(map(str, counts)),
                 "MiB": "" if measurement.mebibytes is None else f"{measurement.mebibytes:.1f}",
@@ -207,7 +223,7 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         "num_parameters": f"{problem.num_parameters:,}",
         "num_times": len(problem.times),
         "reference": reference,
-        "agreement": f"{gathered.agreement(name):.0e}",
+        "agreement": scientific(gathered.agreement(name)),
         "failed": "; ".join(_without_gradient(of_problem)),
         "front": _table(rows) if rows else "No way has an error below the limit.",
     }
@@ -215,7 +231,7 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
 
 def _without_gradient(of_problem: Mapping[str, Results]) -> Iterable[str]:
     for way, results in of_problem.items():
-        failed = [f"{measurement.rtol:g}" for measurement in results.measurements if measurement.failure]
+        failed = [scientific(measurement.rtol) for measurement in results.measurements if measurement.failure]
         if failed:
             yield f"{way} at {', '.join(failed)}"
 

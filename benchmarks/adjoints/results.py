@@ -1,4 +1,4 @@
-"""What was measured of one contestant at one problem: a JSON file for each pair, which grows tolerance by tolerance."""
+"""What was measured of one contestant at one problem: a JSON file for each and a dtype, which grows by tolerances."""
 
 import json
 import math
@@ -31,11 +31,10 @@ class Session(Record):
 
 @dataclass(kw_only=True)
 class Measurement(Record):
-    """One contestant at one problem and tolerance."""
+    """One tolerance."""
 
     rtol: float
     atol: float
-    dtype: str
     session: int
     """Which of the file's sessions."""
     failure: str = ""
@@ -59,10 +58,12 @@ class Measurement(Record):
 
 @dataclass(kw_only=True)
 class Results(Record):
-    """All that was measured of one contestant at one problem."""
+    """All that was measured of one contestant at one problem in one dtype."""
 
     problem: str
     contestant: str
+    dtype: str
+    """What is solved in; errors are those of float64's reference."""
     agreement: float
     """How far two independent ways agree on the reference."""
     reference: str
@@ -75,9 +76,9 @@ class Results(Record):
         return next((it for it in self.measurements if math.isclose(it.rtol, rtol)), None)
 
 
-def path_of(folder: Path, problem: str, contestant: str) -> Path:
+def path_of(folder: Path, problem: str, contestant: str, dtype: str) -> Path:
     """Where the results of a contestant at a problem lie."""
-    return folder / f"{problem}--{re.sub(r'[^a-z0-9]+', '-', contestant.lower())}.json"
+    return folder / f"{problem}--{re.sub(r'[^a-z0-9]+', '-', contestant.lower())}--{dtype}.json"
 
 
 def load(path: Path) -> Results | None:
@@ -104,4 +105,4 @@ def save(folder: Path, results: Results) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results.measurements.sort(key=lambda measurement: -measurement.rtol)
     text = json.dumps(plain(results), allow_nan=False, indent=1)
-    files.replace(path_of(folder, results.problem, results.contestant), f"{text}\n".encode())
+    files.replace(path_of(folder, results.problem, results.contestant, results.dtype), f"{text}\n".encode())

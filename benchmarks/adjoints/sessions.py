@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -28,6 +29,7 @@ def run(
     problems: tuple[str, ...] = (names.SMALL,),
     contestants: tuple[str, ...] = (names.SMALL,),
     tolerances: tuple[float, ...] = SMALL_TOLERANCES,
+    dtype: Literal["float64", "float32"] = "float64",
     output: Path = Path("results/adjoints"),
 ) -> None:
     """Measures gradients by every way: error, evaluations, CPU seconds on one core, and memory.
@@ -40,6 +42,7 @@ def run(
         problems: names of problems, "small" for the small half, or "all"; "lorenz*" stands for all that begin so.
         contestants: names of contestants, likewise, such as "small" or "ours*".
         tolerances: relative tolerances; the absolute ones are a hundredth of them.
+        dtype: what is solved in.
         output: folder of the results files.
     """
     chosen_problems = names.choose("problem", problems, names.find_problems())
@@ -53,19 +56,27 @@ def run(
             print(f"{contestant.name} is left out: {', '.join(contestant.lacking)} is not installed")
     chosen = [contestant for contestant in chosen if not contestant.lacking]
     for problem in chosen_problems:
-        measure_problem(problem, chosen, tolerances, output)
+        measure_problem(problem, chosen, tolerances, dtype, output)
 
 
 def measure_problem(
     problem: Problem,
     contestants: Sequence[Contestant],
     tolerances: Sequence[float],
+    dtype: str,
     output: Path,
     *,
     reference_of: Callable[[Problem], Reference] = refer,
 ) -> None:
     """Measures what the folder lacks of one problem."""
-    if not any(_missing(output, problem, contestants, rtol) for rtol in tolerances):
+
+    def kept_of(contestant: Contestant) -> Results | None:
+        return results.load(results.path_of(output, problem.name, contestant.name, dtype))
+
+    def missing(rtol: float) -> list[Contestant]:
+        return [contestant for contestant in contestants if _is_missing(kept_of(contestant), rtol)]
+
+    if not any(map(missing, tolerances)):
         print(f"{problem.name}: all is there")
         return
     reference = reference_of(problem)
@@ -73,15 +84,16 @@ def measure_problem(
     described, started = provenance.describe(torch.device("cpu")), time.time()
     described["packages"] |= {name: provenance.version(name) for name in PEERS}
     for rtol in tqdm(tolerances, desc=problem.name, unit="tolerance", disable=None):
-        missing = _missing(output, problem, contestants, rtol)
-        found = measure(problem, reference, missing, rtol=rtol, session=-1)
-        for contestant, measurement in zip(missing, found, strict=True):
+        chosen = missing(rtol)
+        found = measure(problem, reference, chosen, rtol=rtol, dtype=dtype)
+        for contestant, measurement in zip(chosen, found, strict=True):
             if measurement.failure.startswith(NotImplementedError.__name__):
                 tqdm.write(f"{contestant.name} is left out: {measurement.failure.partition(': ')[2]}")
                 continue
-            kept = results.load(results.path_of(output, problem.name, contestant.name)) or Results(
+            kept = kept_of(contestant) or Results(
                 problem=problem.name,
                 contestant=contestant.name,
+                dtype=dtype,
                 agreement=reference.agreement,
                 reference=reference.ways,
             )
@@ -92,15 +104,8 @@ def measure_problem(
             results.save(output, kept)
 
 
-def _missing(output: Path, problem: Problem, contestants: Sequence[Contestant], rtol: float) -> list[Contestant]:
-    """Those not measured at a tolerance yet, but for those that were too slow at a larger one."""
-    return [contestant for contestant in contestants if _is_missing(output, problem, contestant, rtol)]
-
-
-def _is_missing(output: Path, problem: Problem, contestant: Contestant, rtol: float) -> bool:
-    kept = results.load(results.path_of(output, problem.name, contestant.name))
-    return kept is None or (kept.at(rtol) is None and not any(map(is_too_long, _looser(kept, rtol))))
-
-
-def _looser(kept: Results, rtol: float) -> Iterator[results.Measurement]:
-    return (measurement for measurement in kept.measurements if measurement.rtol > rtol)
+def _is_missing(kept: Results | None, rtol: float) -> bool:
+    """Whether a tolerance is to be measured: not if a larger one was too slow."""
+    if kept is None:
+        return True
+    return kept.at(rtol) is None and not any(is_too_long(it) for it in kept.measurements if it.rtol > rtol)

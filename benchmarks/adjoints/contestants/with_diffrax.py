@@ -1,7 +1,7 @@
 """diffrax, jitted: its ways to differentiate, by Dopri5 unless said otherwise, and the method that it recommends.
 
-One compilation serves all tolerances of a problem. diffrax tells its steps, not its evaluations, so that the NFE are
-left out. The installed version's `ReversibleAdjoint` takes part if it has one.
+One compilation serves all tolerances of a problem. diffrax tells its steps, not its evaluations, so it has no NFE. A
+`ReversibleAdjoint` takes part if the installed version has one.
 """
 
 import contextlib
@@ -36,7 +36,6 @@ SMALL = (
     "diffrax, recursive checkpoints",
     "diffrax, recursive checkpoints, tsit5",
     "diffrax, backsolve, seminorm",
-    "diffrax, reversible",
 )
 
 
