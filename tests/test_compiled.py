@@ -10,7 +10,7 @@ import torch
 from problems import F64, Network, Pair, differentiate, distance, random, steps
 from torch import nn
 
-from torchadjoint import METHODS, Backsolve, compiled, solve
+from torchadjoint import METHODS, Backsolve, compiled, compiling, solve
 
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 KINKS = (0.5, 1.7, 2.0)
@@ -20,8 +20,8 @@ TIGHT = dict(rtol=1e-6, atol=1e-8)
 
 @pytest.fixture
 def caches(monkeypatch):
-    """Nothing is compiled yet, and no more than two functions are kept."""
-    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(maxsize=2)(compiled._compiled.__wrapped__))
+    """Nothing is compiled yet, and no more than four functions are kept."""
+    monkeypatch.setattr(compiled, "compiled", functools.lru_cache(maxsize=4)(compiling.compiled.__wrapped__))
 
 
 @pytest.fixture
@@ -47,6 +47,20 @@ def graphs(monkeypatch, caches):
     )
     with torch._dynamo.config.patch(recompile_limit=2):
         yield found
+
+
+@pytest.fixture
+def looks(monkeypatch, caches):
+    """The functions that torch was asked to look at, one entry a call; kernels are the operations as they are."""
+    calls, call = [], compiling.Compiled.__call__
+
+    def spy(self, *arguments):
+        calls.append(self.code.co_name)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(compiling, "make_kernels", lambda graph, examples: graph.forward)
+    monkeypatch.setattr(compiling.Compiled, "__call__", spy)
+    return calls
 
 
 class Kinked(nn.Module):
@@ -113,6 +127,58 @@ def test_the_backward_solve_by_another_method():
 def test_what_cannot_be_compiled_is_refused(options):
     with pytest.raises(ValueError, match="compile=True needs"):
         solve(Network(), random(3), T, compile=True, **options)
+
+
+def test_torch_looks_at_the_module_once_a_solve(looks):
+    func = Kinked()
+    compare(func, random(4, 3), T, jump_t=KINKS, **TIGHT)
+    looks.clear()
+    with torch.no_grad():
+        func.rates *= 0.9
+    ours = compare(func, random(4, 3), T * 0.9, jump_t=KINKS, **TIGHT)
+    assert ours.statistics.backward.num_accepted > 10
+    assert sorted(looks) == ["_attempt_backward", "_attempt_forward", "_slope_backward", "_slope_forward"]
+
+
+def test_an_attribute_that_the_field_writes_is_written_in_every_call(looks):
+    class Remembering(Network):
+        def forward(self, t, y):
+            self.latest = t + 0
+            return super().forward(t, y)
+
+    func = Remembering()
+    compare(func, random(4, 3), T, **TIGHT)
+    with torch.no_grad():
+        solve(func, random(4, 3), T, compile=True, **TIGHT)
+    assert func.latest >= T[-1] - 1e-6
+    assert len(looks) > 20
+
+
+@pytest.mark.usefixtures("traced")
+def test_observers_see_what_they_see_of_eager_attempts():
+    def seen(**options):
+        errors, states = [], []
+
+        def observer(attempt):
+            if attempt.is_accepted is not None:
+                errors.extend(attempt.errors.values())
+                states.append(attempt.state)
+
+        differentiate(Network(), random(4, 3), T, observer=observer, **TIGHT, **options)
+        return torch.tensor(errors), torch.cat(states)
+
+    for own, expected in zip(seen(compile=True), seen(), strict=True):
+        assert expected.norm() > 0
+        torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_derivative_of_another_shape_is_said():
+    class Summed(Network):
+        def forward(self, t, y):
+            return super().forward(t, y).sum(dim=0)
+
+    with pytest.raises(ValueError, match=r"the vector field returned shape \(3,\) for a state of shape \(4, 3\)"):
+        solve(Summed(), random(4, 3), T, compile=True)
 
 
 @pytest.mark.usefixtures("traced")
@@ -211,11 +277,12 @@ def test_what_was_not_used_for_long_is_released(graphs):
             solve(Scaled(0.1), random(size), T, **LOOSE)
         solve(Scaled(0.1), random(3), T, **LOOSE)
     gc.collect()
-    assert [graph() is not None for graph in graphs] == [False, True, True]
+    # Of each size a slope and an attempt.
+    assert [graph() is not None for graph in graphs] == [False, False, True, True, True, True]
 
 
 def test_no_more_than_some_are_kept():
-    assert compiled._compiled.cache_info().maxsize < 100
+    assert compiling.compiled.cache_info().maxsize < 100
 
 
 def test_what_cannot_be_compiled_is_said(graphs):

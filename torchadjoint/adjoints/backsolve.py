@@ -101,7 +101,7 @@ class _Backsolve:
         self.norm = self._norm(self.asked_norm)
         solver = plain_solver(self.problem, self.statistics, self.field)
         if self.problem.compile:
-            solver.backward = (self.problem.backward.method, self.norm.blocks)
+            solver.prepare_backward = self._system(self._no_integrals()).prepare
         return solver
 
     def end(self, solver: Solver) -> None:
@@ -111,7 +111,7 @@ class _Backsolve:
         problem, field, statistics = self.problem, self.field, self.statistics.backward
         times, shape = problem.times, problem.y0.shape
         half, num_parameters = problem.y0.numel(), sum(field.parameter_sizes)
-        system = self._system(integrals := solution.new_zeros(num_parameters + 1))
+        system = self._system(integrals := self._no_integrals())
         solver = self._solver(system)
         solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
         adjoint = solution_gradient[-1]
@@ -147,8 +147,13 @@ class _Backsolve:
         field, shape, method = self.field, self.problem.y0.shape, self.problem.backward.method
         if not self.by_quadrature:
             return AdjointSystem(field, shape, integrals)
-        kind = CompiledSeminormSystem if self.problem.compile else SeminormSystem
-        return kind(field, shape, integrals, method)
+        if self.problem.compile:
+            return CompiledSeminormSystem(field, integrals, method, self.norm.blocks)
+        return SeminormSystem(field, shape, integrals, method)
+
+    def _no_integrals(self) -> Tensor:
+        """Zeros for the gradient of the parameters and of t (parameters + 1)."""
+        return self.problem.y0.new_zeros(sum(self.field.parameter_sizes) + 1)
 
     def _solver(self, system: AdjointSystem) -> Solver:
         problem = self.problem
