@@ -1,6 +1,7 @@
 """Steps that torch.compile makes one function of, for a field that goes through autograd: `compile=True`.
 
-What it saves is autograd's and the dispatcher's work for every small operation. `compiling` has what makes the kernels.
+What it saves is autograd's and the dispatcher's work for every small operation. `compiled_steps` has the functions,
+`compiling` what makes kernels of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,17 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled_steps import (
+    Places,
+    attempt_backward,
+    attempt_forward,
+    num_numbers,
+    reverse_step,
+    slope_backward,
+    slope_forward,
+    table_of,
+)
 from .compiling import Bound, compiled, structure
-from .field import AutogradField, checked_derivative
+from .field import AutogradField
 from .methods.runge_kutta import RungeKutta
-from .norms import Block, block_norm
+from .norms import Block
 from .solver import Solver
 from .systems import ForwardSystem, SeminormSystem
-
-Table = tuple[tuple[tuple[float, ...], ...], tuple[float, ...], tuple[int, ...]]
-"""Of a method: its stage weights, its error weights, and the stages that have a weight in its step."""
-Places = tuple[tuple[str, int], ...]
-"""Where a module has which of its trained parameters: a tied one in several places, each named once."""
 
 
 class CompiledField(AutogradField):
@@ -32,19 +38,23 @@ class CompiledField(AutogradField):
 
     def slope(self) -> Bound:
         """The slope (size) at a time and a state (size)."""
-        return self._bound(_slope_forward, ())
+        return self._bound(slope_forward, ())
 
     def attempt(self, method: RungeKutta, blocks: Sequence[Block]) -> Bound:
-        """An attempted step, whose error is measured over `blocks`: see `_attempt`."""
-        return self._bound(_attempt_forward, (_table(method), tuple(blocks)))
+        """An attempted step, whose error is measured over `blocks`: see `compiled_steps`."""
+        return self._bound(attempt_forward, (table_of(method), tuple(blocks)))
 
     def slope_back(self) -> Bound:
         """As `slope`, of the state and its adjoint, and the product with the parameters (parameters + 1)."""
-        return self._bound(_slope_backward, (self.places,), self.parameters)
+        return self._bound(slope_backward, (self.places,), self.parameters)
 
     def attempt_back(self, method: RungeKutta, blocks: Sequence[Block]) -> Bound:
         """As `attempt`, of the state and its adjoint, with the products with the parameters."""
-        return self._bound(_attempt_backward, (_table(method), tuple(blocks), self.places), self.parameters)
+        return self._bound(attempt_backward, (table_of(method), tuple(blocks), self.places), self.parameters)
+
+    def reversal(self, method: RungeKutta) -> Bound:
+        """What `reverse_step` returns, given the tensors of a step."""
+        return self._bound(reverse_step, (table_of(method), self.places), self.parameters)
 
     def check(self, t: float, state: Tensor) -> None:
         """Evaluate it once as it is: what is wrong with it is said better than by a compiler. ValueError if so."""
@@ -62,7 +72,7 @@ class CompiledForwardSystem(ForwardSystem):
     def __init__(self, vector_field: CompiledField, method: RungeKutta, blocks: Sequence[Block]):
         super().__init__(vector_field, vector_field.shape)
         self.slope, self.attempts = vector_field.slope(), vector_field.attempt(method, blocks)
-        self.num_numbers = _num_numbers(method)
+        self.num_numbers = num_numbers(method)
 
     def prepare(self, t: float, state: Tensor) -> None:
         """Compile what was not compiled before. ValueError if that cannot be done."""
@@ -81,7 +91,7 @@ class CompiledForwardSystem(ForwardSystem):
         return self.slope_at(t, state)
 
     def attempt(self, *of_step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The slopes of all stages (stages, size), the end (size), and the error ratio: see `_attempt`."""
+        """The slopes of all stages (stages, size), the end (size), and the error ratio."""
         return self.attempts(*of_step)
 
 
@@ -95,7 +105,7 @@ class CompiledSeminormSystem(SeminormSystem):
     def __init__(self, vector_field: CompiledField, integrals: Tensor, method: RungeKutta, blocks: Sequence[Block]):
         super().__init__(vector_field, vector_field.shape, integrals, method)
         self.slope, self.attempts = vector_field.slope_back(), vector_field.attempt_back(method, blocks)
-        self.num_numbers = _num_numbers(method)
+        self.num_numbers = num_numbers(method)
 
     def prepare(self, t: float, z: Tensor) -> None:
         """As that of `CompiledForwardSystem`, given a state without its adjoint."""
@@ -190,100 +200,5 @@ def _places(func: nn.Module) -> Places:
     )
 
 
-def _table(method: RungeKutta) -> Table:
-    return method.stage_weights, method.error_weights, method.weighing_stages
-
-
 def _number(like: Tensor, number: float) -> Tensor:
     return like.new_full((), number)
-
-
-def _num_numbers(method: RungeKutta) -> int:
-    """How many `numbers` an attempt gets: times of the later stages, weights of all, dt, rtol and atol."""
-    return 2 * method.num_stages + 2
-
-
-def _derivative(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
-    return checked_derivative(func(t, y), y).to(y.dtype)
-
-
-def _derivative_of(func: nn.Module, places: Places, parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
-    """The derivative as a function of the parameters too."""
-    named = {name: parameters[number] for name, number in places}
-    return _derivative(lambda t, z: torch.func.functional_call(func, named, (t, z), tie_weights=False), t, z)
-
-
-def _slope_forward(func: nn.Module, shape: torch.Size, t: Tensor, state: Tensor) -> tuple[Tensor]:
-    return (_derivative(func, t, state.view(shape)).reshape(-1).clone(),)
-
-
-def _slope_backward(
-    func: nn.Module, shape: torch.Size, places: Places, parameters: Sequence[Tensor], t: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The slope of the state and its adjoint (2 * size), and the parameters' (parameters + 1), the last for t."""
-    z, adjoint = state.view(2, *shape).unbind()
-    slope, pullback = torch.func.vjp(
-        lambda parameters, t, z: _derivative_of(func, places, parameters, t, z), parameters, t, z
-    )
-    by_parameters, by_t, by_z = pullback(adjoint)
-    product = torch.cat([product.reshape(-1) for product in (*by_parameters, by_t)])
-    return torch.cat([slope.reshape(-1), -by_z.reshape(-1)]), product
-
-
-def _attempt(
-    slope_at: Callable[[Tensor, Tensor], Tensor],
-    table: Table,
-    blocks: Sequence[Block],
-    start: Tensor,
-    first_slope: Tensor,
-    numbers: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The slopes of all stages, the end and the error ratio of a step, whose `numbers` are those of `_num_numbers`."""
-    stage_weights, error_weights, _ = table
-    dt, rtol, atol = numbers[-3:].unbind()
-    slopes = [first_slope]
-
-    def combined(weights: Sequence[float]) -> Tensor:
-        return dt * sum(weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight)
-
-    times = numbers[: len(stage_weights) - 1].unbind()
-    for weights, t in zip(stage_weights[1:], times, strict=True):
-        end = start + combined(weights)
-        slopes.append(slope_at(t, end))
-    if not error_weights:
-        return torch.stack(slopes), end, torch.zeros_like(dt)
-    scale = atol + rtol * torch.maximum(start.abs(), end.abs())
-    return torch.stack(slopes), end, block_norm(combined(error_weights) / scale, blocks)
-
-
-def _attempt_forward(
-    func: nn.Module, shape: torch.Size, table: Table, blocks: Sequence[Block], *of_step: Tensor
-) -> tuple[Tensor, ...]:
-    return _attempt(lambda t, y: _derivative(func, t, y.view(shape)).reshape(-1), table, blocks, *of_step)
-
-
-def _attempt_backward(
-    func: nn.Module,
-    shape: torch.Size,
-    table: Table,
-    blocks: Sequence[Block],
-    places: Places,
-    parameters: Sequence[Tensor],
-    start: Tensor,
-    first_slope: Tensor,
-    numbers: Tensor,
-    first_product: Tensor,
-) -> tuple[Tensor, ...]:
-    """The same, and the parameters' slopes at the last stage and in the mean, (parameters + 1), the last for t."""
-    products = [first_product]
-
-    def slope_at(t: Tensor, state: Tensor) -> Tensor:
-        slope, product = _slope_backward(func, shape, places, parameters, t, state)
-        products.append(product)
-        return slope
-
-    attempted = _attempt(slope_at, table, blocks, start, first_slope, numbers)
-    _, _, weighing_stages = table
-    weights = numbers[len(products) - 1 : -3].unbind()
-    rate = sum(weights[stage] * products[stage] for stage in weighing_stages)
-    return *attempted, products[-1], rate

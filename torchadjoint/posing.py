@@ -75,7 +75,7 @@ def pose(
     like = {"largest": largest, "like": asked_y0}
     compile = arguments.flag("compile", compile)
     if compile and adjoint_params is not None:
-        raise ValueError("compile=True needs adjoint='seminorm' and no adjoint_params")
+        raise ValueError("compile=True needs no adjoint_params: it differentiates all parameters of func")
     if observer is not None and not callable(observer):
         arguments.refuse("observer", observer, "a function of an Attempt")
     # What jumps is func, so both directions know of it, whichever was told.

@@ -61,7 +61,7 @@ class Backsolve:
 class _Backsolve:
     def __init__(self, adjoint: Backsolve, problem: Problem, statistics: SolveStatistics):
         if problem.compile and adjoint.norm != SEMINORM:
-            raise ValueError("compile=True needs adjoint='seminorm'")
+            raise ValueError("compile=True needs adjoint='seminorm' or adjoint='discrete'")
         self.problem, self.statistics = problem, statistics
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
