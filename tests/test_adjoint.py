@@ -18,7 +18,7 @@ from problems import (
 from torch import nn
 from torch.autograd import forward_ad
 
-from torchadjoint import Backsolve, odeint_adjoint
+from torchadjoint import Backsolve, Discrete, odeint_adjoint
 
 BACKWARD_SOLVES = ("default", "seminorm", "per-tensor", "as-published")
 ADJOINTS = (*BACKWARD_SOLVES, "discrete")
@@ -442,9 +442,10 @@ NET, Y0 = Network(), random(2, 3)
             match="no warm_start.*: use solver='torchadjoint'",
         ),
         bad(NET, Y0, T, compile="yes", match="compile is 'yes', but must be True or False"),
-        bad(NET, Y0, T, compile=True, adjoint="discrete", match="compile=True needs adjoint='seminorm'"),
+        bad(NET, Y0, T, compile=True, adjoint="default", match="compile=True needs adjoint='seminorm' or .*'discrete'"),
+        bad(NET, Y0, T, compile=True, adjoint=Discrete(2), match="checkpoint_interval is 2, but compile=True keeps"),
         bad(NET, Y0, T, compile=True, solver="torchdiffeq", match="no compile.*: use solver='torchadjoint'"),
-        bad(NET, Y0, T, compile=True, adjoint_params=(), match="compile=True needs .* no adjoint_params"),
+        bad(NET, Y0, T, compile=True, adjoint_params=(), match="compile=True needs no adjoint_params"),
         bad(NET, Y0.long(), T, match="y0 is of dtype torch.int64, but must be float32 or float64"),
         bad(NET, Y0.half(), T, match="y0 is of dtype torch.float16"),
         bad(NET, [Y0], T, match=r"y0 is \[tensor.*, but must be a tensor or a tuple"),

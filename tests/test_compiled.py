@@ -10,7 +10,7 @@ import torch
 from problems import F64, Network, Pair, differentiate, distance, random, steps
 from torch import nn
 
-from torchadjoint import METHODS, Backsolve, compiled, solve
+from torchadjoint import METHODS, Backsolve, compiled, compiling, solve
 
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 KINKS = (0.5, 1.7, 2.0)
@@ -20,8 +20,8 @@ TIGHT = dict(rtol=1e-6, atol=1e-8)
 
 @pytest.fixture
 def caches(monkeypatch):
-    """Nothing is compiled yet, and no more than two functions are kept."""
-    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(maxsize=2)(compiled._compiled.__wrapped__))
+    """Nothing is compiled yet, and no more than four functions are kept."""
+    monkeypatch.setattr(compiled, "compiled", functools.lru_cache(maxsize=4)(compiling.compiled.__wrapped__))
 
 
 @pytest.fixture
@@ -49,6 +49,20 @@ def graphs(monkeypatch, caches):
         yield found
 
 
+@pytest.fixture
+def looks(monkeypatch, caches):
+    """The functions that torch was asked to look at, one entry a call; kernels are the operations as they are."""
+    calls, call = [], compiling.Compiled.__call__
+
+    def spy(self, *arguments):
+        calls.append(self.code.co_name)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(compiling, "make_kernels", lambda graph, examples: graph.forward)
+    monkeypatch.setattr(compiling.Compiled, "__call__", spy)
+    return calls
+
+
 class Kinked(nn.Module):
     """A network of y whose speed has jumps in t, with a parameter that is used twice and one that is never used."""
 
@@ -69,14 +83,17 @@ def compare(func, y0, t, **options):
     eager = differentiate(func, y0, t, **options)
     ours = differentiate(func, y0, t, **options, compile=True)
     assert steps(ours.statistics) == [pytest.approx(times, abs=1e-7) for times in steps(eager.statistics)]
-    for own, expected in (
-        (ours.statistics.forward, eager.statistics.forward),
-        (ours.statistics.backward, eager.statistics.backward),
+    # Eager attempts leave away last stages that nobody needs, and the last step's stages stay for its reversal.
+    used = (options.get("method", "dopri5"), options.get("adjoint_method", "dopri5"))
+    is_fsal = all(METHODS[name].is_fsal for name in used)
+    is_discrete = options.get("adjoint") == "discrete"
+    for own, expected, is_equal in (
+        (ours.statistics.forward, eager.statistics.forward, is_fsal),
+        (ours.statistics.backward, eager.statistics.backward, is_fsal and not is_discrete),
     ):
-        # Eager attempts leave away last stages that nobody needs.
-        used = (options.get("method", "dopri5"), options.get("adjoint_method", "dopri5"))
-        is_fsal = all(METHODS[name].is_fsal for name in used)
-        assert own.nfe == expected.nfe if is_fsal else own.nfe >= expected.nfe
+        assert own.nfe == expected.nfe if is_equal else own.nfe >= expected.nfe
+    if is_discrete:
+        assert ours.statistics.backward.nfe < eager.statistics.backward.nfe + METHODS[used[0]].num_stages
     assert distance(ours.y, eager.y) < 1e-9
     for own, expected in zip(ours.gradients, eager.gradients, strict=True):
         assert (own is None) == (expected is None)
@@ -86,19 +103,22 @@ def compare(func, y0, t, **options):
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("times", [T, T.flip(0), T[[0, -1]]], ids=["increasing", "decreasing", "one segment"])
-@pytest.mark.parametrize("options", [{}, dict(adjoint=WARM), dict(adjoint_rtol=1e-7)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, dict(adjoint=WARM), dict(adjoint_rtol=1e-7), dict(adjoint="discrete")], ids=str
+)
 def test_steps_and_gradients_are_those_of_eager_attempts(times, options):
     t = times.clone().requires_grad_()
     ours = compare(Kinked(), random(4, 3), t, jump_t=KINKS, **TIGHT, **options)
-    assert ours.statistics.backward.num_rejected > 0
+    assert ours.statistics.forward.num_rejected > 0
     assert t.grad.abs().min() > 0
 
 
 @pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method(method):
+def test_every_method(method, adjoint):
     options = dict(rtol=1e-4, atol=1e-5) if METHODS[method].is_adaptive else dict(step_size=0.1)
-    compare(Kinked(), random(4, 3), T.clone().requires_grad_(), jump_t=KINKS, method=method, **options)
+    compare(Kinked(), random(4, 3), T.clone().requires_grad_(), jump_t=KINKS, method=method, adjoint=adjoint, **options)
 
 
 @pytest.mark.usefixtures("traced")
@@ -115,18 +135,91 @@ def test_what_cannot_be_compiled_is_refused(options):
         solve(Network(), random(3), T, compile=True, **options)
 
 
-@pytest.mark.usefixtures("traced")
-def test_a_tuple_state():
-    compare(Pair(), Pair.start(), T, **TIGHT)
+@pytest.mark.parametrize(
+    ("adjoint", "names"), [("seminorm", ["attempt_backward", "slope_backward"]), ("discrete", ["reverse_step"])]
+)
+def test_torch_looks_at_the_module_once_a_solve(looks, adjoint, names):
+    func, options = Kinked(), dict(jump_t=KINKS, adjoint=adjoint, **TIGHT)
+    compare(func, random(4, 3), T, **options)
+    looks.clear()
+    with torch.no_grad():
+        func.rates *= 0.9
+    ours = compare(func, random(4, 3), T * 0.9, **options)
+    assert ours.statistics.forward.num_accepted >= 10
+    assert sorted(looks) == sorted(["attempt_forward", "slope_forward", *names])
+
+
+def test_an_attribute_that_the_field_writes_is_written_in_every_call(looks):
+    class Remembering(Network):
+        def forward(self, t, y):
+            self.latest = t + 0
+            return super().forward(t, y)
+
+    func = Remembering()
+    compare(func, random(4, 3), T, **TIGHT)
+    with torch.no_grad():
+        solve(func, random(4, 3), T, compile=True, **TIGHT)
+    assert func.latest >= T[-1] - 1e-6
+    assert len(looks) > 20
 
 
 @pytest.mark.usefixtures("traced")
-def test_a_field_without_parameters():
+def test_observers_see_what_they_see_of_eager_attempts():
+    def seen(**options):
+        errors, states = [], []
+
+        def observer(attempt):
+            if attempt.is_accepted is not None:
+                errors.extend(attempt.errors.values())
+                states.append(attempt.state)
+
+        differentiate(Network(), random(4, 3), T, observer=observer, **TIGHT, **options)
+        return torch.tensor(errors), torch.cat(states)
+
+    for own, expected in zip(seen(compile=True), seen(), strict=True):
+        assert expected.norm() > 0
+        torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_derivative_of_another_shape_is_said():
+    class Summed(Network):
+        def forward(self, t, y):
+            return super().forward(t, y).sum(dim=0)
+
+    with pytest.raises(ValueError, match=r"the vector field returned shape \(3,\) for a state of shape \(4, 3\)"):
+        solve(Summed(), random(4, 3), T, compile=True)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_tuple_state(adjoint):
+    compare(Pair(), Pair.start(), T, adjoint=adjoint, **TIGHT)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("options", [dict(interp="cubic"), dict(perturb=True), dict(interp="cubic", perturb=True)])
+def test_fixed_steps_between_which_there_are_outputs(options):
+    options = dict(method="rk4", step_size=0.3, jump_t=KINKS, adjoint="discrete", **options)
+    compare(Kinked(), random(4, 3), T.clone().requires_grad_(), **options)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_gradient_asked_for_again_is_the_same(adjoint):
+    func, y0 = Kinked(), random(4, 3).requires_grad_()
+    solution = solve(func, y0, T, jump_t=KINKS, adjoint=adjoint, compile=True, **TIGHT)
+    once, again = (torch.autograd.grad(solution.y[1:].sum(), y0, retain_graph=True) for _ in range(2))
+    assert torch.equal(*once, *again)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_field_without_parameters(adjoint):
     class Rotation(nn.Module):
         def forward(self, t, y):
             return torch.stack([-y[1], y[0]])
 
-    compare(Rotation(), random(2), T, **TIGHT)
+    compare(Rotation(), random(2), T, adjoint=adjoint, **TIGHT)
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
@@ -201,8 +294,9 @@ def test_fields_of_tuples_of_one_size(graphs):
             assert distance(z[-1], random(*second) * torch.exp(scale * T[-1])) < 1e-2
 
 
-def test_a_weight_in_two_places(graphs):
-    compare(Tied(), random(2, 3), T[[0, 1]], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_weight_in_two_places(graphs, adjoint):
+    compare(Tied(), random(2, 3), T[[0, 1]], rtol=1e-4, atol=1e-4, adjoint=adjoint)
 
 
 def test_what_was_not_used_for_long_is_released(graphs):
@@ -211,11 +305,12 @@ def test_what_was_not_used_for_long_is_released(graphs):
             solve(Scaled(0.1), random(size), T, **LOOSE)
         solve(Scaled(0.1), random(3), T, **LOOSE)
     gc.collect()
-    assert [graph() is not None for graph in graphs] == [False, True, True]
+    # Of each size a slope and an attempt.
+    assert [graph() is not None for graph in graphs] == [False, False, True, True, True, True]
 
 
 def test_no_more_than_some_are_kept():
-    assert compiled._compiled.cache_info().maxsize < 100
+    assert compiling.compiled.cache_info().maxsize < 100
 
 
 def test_what_cannot_be_compiled_is_said(graphs):

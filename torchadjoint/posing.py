@@ -77,7 +77,7 @@ def pose(
     like = {"largest": largest, "like": asked_y0}
     compile = arguments.flag("compile", compile)
     if compile and adjoint_params is not None:
-        raise ValueError("compile=True needs adjoint='seminorm' and no adjoint_params")
+        raise ValueError("compile=True needs no adjoint_params: it differentiates all parameters of func")
     _check_integrals(integrals, weigh_integrals, shapes=shapes if is_tuple else [], compile=compile, options=options)
     if observer is not None and not callable(observer):
         arguments.refuse("observer", observer, "a function of an Attempt")

@@ -120,12 +120,17 @@ class Solver:
         self.make_grid = make_grid
         self.observer = observer
 
-        size, coupled = system.size, system.num_coupled
-        self.start, self.end, self.error, self.scale = like.new_zeros(4, size).unbind()
-        num_stages = method.num_stages
-        self.num_attempted = num_stages if self.attempts_last_stage else num_stages - 1
+        self.num_attempted = method.num_stages if self.attempts_last_stage else method.num_stages - 1
         """How many stages an attempt needs, the first among them."""
+        self._make_buffers(like)
+
+    def _make_buffers(self, like: Tensor) -> None:
+        """Make everything that attempts read and write, of the dtype and on the device of `like`."""
+        system, method = self.system, self.method
+        size, coupled, num_stages = system.size, system.num_coupled, method.num_stages
+        self.start, self.end, self.error, self.scale = like.new_zeros(4, size).unbind()
         self.slopes = like.new_zeros(num_stages, size)
+        self.first_slope = self.slopes[0]
         inner = like.new_empty(num_stages - 2, coupled).unbind()
         self.stage_states = (self.start[:coupled], *inner, self.end[:coupled])
         error_weights = method.error_weights or (0.0,) * num_stages
@@ -139,7 +144,7 @@ class Solver:
         self.starts = [*[self.start[:coupled]] * (num_stages - 1), self.start]
         self.ends = [*self.stage_states[: num_stages - 1], self.end]
         system.bind(self.stage_states, self.slopes.unbind())
-        self._first_slope = Replay(device=like.device, is_static=system.is_static)
+        self._first_slopes = Replay(device=like.device, is_static=system.is_static)
         self._attempts = Replay(device=like.device, is_static=system.is_static)
 
     @property
@@ -161,7 +166,7 @@ class Solver:
         self.num_attempts = 0
         self.dt = math.nan
         self.t0 = self.t1 = t0
-        self.start.copy_(state)
+        self._stand_at(state)
         self._is_start_current = True
         self._enter_piece()
         self._ends = sorted(
@@ -197,7 +202,7 @@ class Solver:
         if self.method.is_adaptive:
             t1 = t0 + self.direction * dt
             if t1 == t0 or not math.isfinite(t1):
-                is_sound = self.slopes[0].isfinite().all()
+                is_sound = self.first_slope.isfinite().all()
                 raise self._failure("the step became too small" if is_sound else "the vector field is not finite")
         if not self.method.is_adaptive or (self._ends and (self._ends[-1] - t1) * self.direction < 0):
             t1 = self._ends[-1]
@@ -313,12 +318,12 @@ class Solver:
         if self._is_start_current:
             return
         self.t0 = self.t1
-        self.start.copy_(self.end)
+        self._stand_at(self.end)
         if self._is_on_stop:
             self._enter_piece()
             self._evaluate_first(beside(self.t0, self._piece_end, self.dtype))
         elif self._has_last_stage:
-            self.slopes[0].copy_(self.slopes[-1])
+            self._reuse_last_slope()
             self.first_stage_time = self.stage_times[-1]
             self.system.reuse_stage(self.method.num_stages - 1)
         else:
@@ -329,7 +334,26 @@ class Solver:
     def _evaluate_first(self, t: float) -> None:
         self.statistics.evaluation_times.append(t)
         self.first_stage_time = t
-        self._first_slope(lambda: self.system.evaluate(0, t))
+        self._find_first_slope(t)
+
+    def _stand_at(self, state: Tensor) -> None:
+        """Make `state` (size) the start of the next step."""
+        self.start.copy_(state)
+
+    def _find_first_slope(self, t: float) -> None:
+        """Evaluate the first stage of the next step, at the time `t`."""
+        self._first_slopes(lambda: self.system.evaluate(0, t))
+
+    def _reuse_last_slope(self) -> None:
+        """Make the last slope of the last step the first of the next."""
+        self.first_slope.copy_(self.slopes[-1])
+
+    def _slope_along(self, change: float, t: float) -> Tensor:
+        """The slope (size) at the time `t`, where the first slope leads in the time `change`."""
+        coupled = self.system.num_coupled
+        torch.add(self.start[:coupled], self.first_slope[:coupled], alpha=change, out=self.stage_states[1])
+        self.system.evaluate(1, t)
+        return self.slopes[1]
 
     def _attempt(self, t0: float, t1: float) -> float:
         """Take the step from `t0` to `t1`; return its error over the tolerance, which is 0 without error control."""
@@ -360,7 +384,7 @@ class Solver:
         return self.norm(self.error)
 
     def _guess_first_step(self) -> float:
-        start, slope = self.start, self.slopes[0]
+        start, slope = self.start, self.first_slope
         if isinstance(self.rtol, Tensor) or isinstance(self.atol, Tensor):
             scale = self.atol + self.rtol * start.abs()
         else:
@@ -371,14 +395,12 @@ class Solver:
             what = "the vector field" if math.isfinite(state_norm) else "the state"
             raise self._failure(f"{what} is not finite")
         trial = trial_step_size(state_norm, slope_norm)
-        coupled = self.system.num_coupled
-        torch.add(start[:coupled], slope[:coupled], alpha=self.direction * trial, out=self.stage_states[1])
         t_trial = self.t0 + self.direction * trial
         self.system.enter(t_trial, t_trial)
         self.statistics.evaluation_times.append(t_trial)
-        self.system.evaluate(1, t_trial)
+        trial_slope = self._slope_along(self.direction * trial, t_trial)
         self._enter_piece()
-        change_norm = self.norm((self.slopes[1] - slope) / scale).item()
+        change_norm = self.norm((trial_slope - slope) / scale).item()
         return self.method.first_step_size(trial, slope_norm, change_norm)
 
     def _failure(self, what: str) -> SolverError:

@@ -62,7 +62,7 @@ class Backsolve:
 class _Backsolve:
     def __init__(self, adjoint: Backsolve, problem: Problem, statistics: SolveStatistics):
         if problem.compile and adjoint.norm != SEMINORM:
-            raise ValueError("compile=True needs adjoint='seminorm'")
+            raise ValueError("compile=True needs adjoint='seminorm' or adjoint='discrete'")
         self.problem, self.statistics = problem, statistics
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
@@ -103,7 +103,7 @@ class _Backsolve:
         self.norm = self._norm(self.asked_norm)
         solver = plain_solver(self.problem, self.statistics, self.field)
         if self.problem.compile:
-            solver.backward = (self.problem.backward.method, self.norm.blocks)
+            solver.prepare_backward = self._system(self._no_integrals()).prepare
         return solver
 
     def end(self, solver: Solver) -> None:
@@ -113,7 +113,7 @@ class _Backsolve:
         problem, field, statistics = self.problem, self.field, self.statistics.backward
         times, shape = problem.times, problem.y0.shape
         half, num_parameters = sum(problem.coupled_sizes), sum(field.parameter_sizes)
-        system = self._system(integrals := solution.new_zeros(num_parameters + 1))
+        system = self._system(integrals := self._no_integrals())
         solver = self._solver(system)
         solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
         adjoint = solution_gradient[-1, :half]
@@ -156,8 +156,13 @@ class _Backsolve:
             field = CoupledField(field, shape.numel(), self.problem.y0)
         if not self.by_quadrature:
             return AdjointSystem(field, shape, integrals)
-        kind = CompiledSeminormSystem if self.problem.compile else SeminormSystem
-        return kind(field, shape, integrals, method)
+        if self.problem.compile:
+            return CompiledSeminormSystem(field, integrals, method, self.norm.blocks)
+        return SeminormSystem(field, shape, integrals, method)
+
+    def _no_integrals(self) -> Tensor:
+        """Zeros for the gradient of the parameters and of t (parameters + 1)."""
+        return self.problem.y0.new_zeros(sum(self.field.parameter_sizes) + 1)
 
     def _solver(self, system: AdjointSystem) -> Solver:
         problem = self.problem

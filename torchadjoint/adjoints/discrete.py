@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import arguments
+from ..compiled import CompiledField, CompiledSolver
 from ..field import Field
 from ..problem import Gradients, Problem
 from ..solver import Solver
 from ..statistics import SolveStatistics
 from ..systems import ForwardSystem
-from .forward import forward_solver, make_field
+from .forward import compiled_system, forward_solver, make_field
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class _Step:
     """Where its slopes were evaluated: the first at t0, or on one side of it."""
     start: Tensor | None
     """The state at t0, flat; None between checkpoints, where it is solved for again."""
+    end: Tensor | None = None
+    """The state at t1, flat, of a compiled step."""
     outputs: dict[int, Sequence[float]] = field(default_factory=dict)
     """The dense output's weights of each output time in this step, by its index."""
     is_linearised: bool = False
@@ -64,8 +67,8 @@ class _RecordingSystem(ForwardSystem):
             super().evaluate(stage, t)
 
 
-class _RecordingSolver(Solver):
-    """Keeps a record of its steps and outputs. The stages of the last step stay linearised, as its reversal is next."""
+class _Recording:
+    """What a solver has besides that keeps a record of its steps and outputs."""
 
     checkpoint_interval: int
 
@@ -86,30 +89,53 @@ class _RecordingSolver(Solver):
         self.num_outputs += 1
         return state
 
+
+class _RecordingSolver(_Recording, Solver):
+    """Records steps. The stages of the last one stay linearised, as its reversal is next."""
+
     def _run_attempt(self) -> Tensor | None:
         # A replay would leave nothing in the slots.
         self.system.linearises = self.has_passed(self.t_end)
         return self._error_ratio() if self.system.linearises else super()._run_attempt()
 
 
+class _CompiledRecordingSolver(_Recording, CompiledSolver):
+    """Records compiled steps with their ends, which nothing overwrites: a step's end is the next one's start."""
+
+    def advance(self) -> None:
+        super().advance()
+        self.record[-1].end = self.end
+
+
 class _Discrete:
     def __init__(self, problem: Problem, statistics: SolveStatistics, checkpoint_interval: int):
-        if problem.compile:
-            raise ValueError("compile=True needs adjoint='seminorm'")
+        if problem.compile and checkpoint_interval > 1:
+            raise ValueError(
+                f"checkpoint_interval is {checkpoint_interval}, but compile=True keeps every state: leave one away"
+            )
         self.problem, self.statistics = problem, statistics
         self.checkpoint_interval = checkpoint_interval
         self.field = make_field(problem, time_gradient=False)
         self.record: list[_Step] = []
 
     def begin(self) -> Solver:
-        system = _RecordingSystem(self.field, self.problem.y0.shape)
-        solver = forward_solver(self.problem, self.statistics, system, kind=_RecordingSolver)
+        if self.problem.compile:
+            system = compiled_system(self.problem, self.field)
+            solver = forward_solver(self.problem, self.statistics, system, kind=_CompiledRecordingSolver)
+            solver.prepare_backward = self._stages().prepare
+        else:
+            system = _RecordingSystem(self.field, self.problem.y0.shape)
+            solver = forward_solver(self.problem, self.statistics, system, kind=_RecordingSolver)
         solver.checkpoint_interval = self.checkpoint_interval
         return solver
 
     def end(self, solver: Solver) -> None:
         self.record = solver.record
-        self.record[-1].is_linearised = True
+        self.record[-1].is_linearised = not self.problem.compile
+
+    def _stages(self) -> "_Stages":
+        kind = _CompiledStages if self.problem.compile else _Stages
+        return kind(self.field, self.problem, self.statistics)
 
     def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
         flat = solution_gradient.reshape(len(solution_gradient), -1)
@@ -135,7 +161,7 @@ class _Discrete:
         Memory: the states kept in the record, those of one `checkpoint_interval`, and the linearised stages of one
         step: at first the last, as the forward solve leaves it.
         """
-        stages = _Stages(self.field, self.problem, self.statistics)
+        stages = self._stages()
         record, interval, last = self.record, self.checkpoint_interval, stages.method.num_stages - 1
         end_gradient = torch.zeros_like(solution_gradient[0])
         for first in reversed(range(0, len(record), interval)):
@@ -194,12 +220,71 @@ class _Stages:
         state = self.state(step, start, stage).view(self.shape)
         self.field.linearise(stage, time, state, self.slopes[stage].view(self.shape))
 
-    def pullback(self, stage: int, cotangent: Tensor, gradient: Tensor) -> Tensor:
+    def linearise_step(self, step: _Step, start: Tensor) -> None:
+        """Make all stages ready but the last, which most steps do not need."""
+        for stage in range(self.method.num_stages - 1):
+            self.linearise(step, start, stage)
+
+    def pull_back_last(self, step: _Step, start: Tensor, cotangent: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the step's end (flat) through its last slope; adds to that of the parameters."""
+        last = self.method.num_stages - 1
+        self.linearise(step, start, last)
+        return self._pullback(last, cotangent, gradient)
+
+    def pull_back(
+        self, step: _Step, start: Tensor, slope_gradients: Tensor, *, start_gradient: Tensor, gradient: Tensor
+    ) -> None:
+        """Add to the gradients of the step's start (flat) and of the parameters what comes through its other slopes.
+
+        Those of the slopes, `slope_gradients` (stages, size), are spent.
+        """
+        dt = step.t1 - step.t0
+        for stage in reversed(range(self.method.num_stages - 1)):
+            product = self._pullback(stage, slope_gradients[stage], gradient)
+            start_gradient += product
+            if stage > 0:
+                slope_gradients[:stage].addr_(self.tableau[stage, :stage] * dt, product)
+
+    def _pullback(self, stage: int, cotangent: Tensor, gradient: Tensor) -> Tensor:
         """cotangent^T df/dy (flat) at a stage; adds the product with the parameters to `gradient`."""
         product = torch.empty_like(cotangent)
         self.field.pullback(stage, cotangent.view(self.shape), product.view(self.shape))
         self.field.add_parameter_product(stage, 1.0, gradient)
         return product
+
+
+class _CompiledStages(_Stages):
+    """The same by compiled functions, which keep nothing."""
+
+    def __init__(self, vector_field: CompiledField, problem: Problem, statistics: SolveStatistics):
+        super().__init__(vector_field, problem, statistics)
+        self.reversal = vector_field.reversal(self.method)
+
+    def prepare(self, t: float, state: Tensor) -> None:
+        """Compile what was not compiled before. ValueError if that cannot be done."""
+        if not self.reversal.is_prepared:
+            gradients = torch.zeros_like(self.slopes[1:])
+            self.reversal.prepare(state, gradients, state.new_full((self.method.num_stages,), t))
+
+    def linearise_step(self, step: _Step, start: Tensor) -> None:
+        """What pulls back evaluates too."""
+
+    def pull_back_last(self, step: _Step, start: Tensor, cotangent: Tensor, gradient: Tensor) -> Tensor:
+        last = self.method.num_stages - 1
+        self.statistics.evaluation_times.append(step.stage_times[last])
+        state, slope = step.end.view(self.shape), self.slopes[last].view(self.shape)
+        self.field.linearise(last, step.stage_times[last], state, slope)
+        return self._pullback(last, cotangent, gradient)
+
+    def pull_back(
+        self, step: _Step, start: Tensor, slope_gradients: Tensor, *, start_gradient: Tensor, gradient: Tensor
+    ) -> None:
+        times = step.stage_times[:-1]
+        self.statistics.evaluation_times.extend(times)
+        numbers = start.new_tensor([*times, step.t1 - step.t0])
+        by_start, by_parameters = self.reversal(start, slope_gradients[:-1], numbers)
+        start_gradient += by_start
+        gradient += by_parameters
 
 
 def _reverse_step(
@@ -217,15 +302,13 @@ def _reverse_step(
 
     Where a step's last slope is the first of the next, the next step pulls both back at once.
     """
-    dt, last = step.t1 - step.t0, stages.method.num_stages - 1
+    dt = step.t1 - step.t0
     stages.field.enter(step.t0, step.t1)
-    for stage in range(last):
-        stages.linearise(step, start, stage)
+    stages.linearise_step(step, start)
     if not stages.share_a_slope(step, after):
         last_slope_gradient = _last_slope_gradient(step, solution_gradient)
         if last_slope_gradient is not None:
-            stages.linearise(step, start, last)
-            end_gradient = end_gradient + stages.pullback(last, last_slope_gradient, gradient)
+            end_gradient = end_gradient + stages.pull_back_last(step, start, last_slope_gradient, gradient)
 
     # The tableau's last row is the step: weights that are already on the device.
     slope_gradients = torch.outer(stages.tableau[-1] * dt, end_gradient)
@@ -238,11 +321,7 @@ def _reverse_step(
         if last_slope_gradient is not None:
             slope_gradients[0] += last_slope_gradient
 
-    for stage in reversed(range(last)):
-        product = stages.pullback(stage, slope_gradients[stage], gradient)
-        start_gradient += product
-        if stage > 0:
-            slope_gradients[:stage].addr_(stages.tableau[stage, :stage] * dt, product)
+    stages.pull_back(step, start, slope_gradients, start_gradient=start_gradient, gradient=gradient)
     # Should the gradient be asked for again, other steps will have taken the slots.
     step.is_linearised = False
     return start_gradient

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..compiled import CompiledForwardSystem, CompiledSolver
+from ..compiled import CompiledField, CompiledForwardSystem, CompiledSolver
 from ..field import AutogradField, Field, TupleField
 from ..norms import BlockNorm, Norm, consecutive_blocks
 from ..problem import Problem
@@ -29,7 +29,8 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
                 f"{tuple(sizes)} entries, in this order"
             )
         return TupleField(field, problem.shapes) if problem.is_tuple else field
-    return AutogradField(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
+    kind = CompiledField if problem.compile else AutogradField
+    return kind(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
 
 
 def state_norm(problem: Problem) -> Norm:
@@ -62,8 +63,11 @@ def forward_solver(
 
 def plain_solver(problem: Problem, statistics: SolveStatistics, field: Field) -> Solver:
     """A solver of the forward solve that leaves nothing for the gradient."""
-    shape = problem.y0.shape
     if problem.compile:
-        system = CompiledForwardSystem(field, shape, method=problem.forward.method)
-        return forward_solver(problem, statistics, system, kind=CompiledSolver)
-    return forward_solver(problem, statistics, ForwardSystem(field, shape))
+        return forward_solver(problem, statistics, compiled_system(problem, field), kind=CompiledSolver)
+    return forward_solver(problem, statistics, ForwardSystem(field, problem.y0.shape))
+
+
+def compiled_system(problem: Problem, field: CompiledField) -> CompiledForwardSystem:
+    """The state of a forward solve with compiled attempts."""
+    return CompiledForwardSystem(field, problem.forward.method, state_norm(problem).blocks)

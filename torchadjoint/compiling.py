@@ -1,0 +1,200 @@
+"""Functions that torch.compile makes kernels of, kept for all modules of one structure: `compiled` has them.
+
+torch looks at all that it has read in a module before every call, which costs as much as a small step. Here it does so
+once a solve: after that the kernels themselves are called, with the tensors of the next step in their places.
+"""
+
+import functools
+import threading
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+OPTIONS = {"cpp_wrapper": True}
+"""Of the compiler. What calls the kernels one after the other is C++ too."""
+
+Kernels = Callable[..., Sequence[Tensor]]
+
+
+class Compiled:
+    """A function as torch.compile makes one of it, called with a module first.
+
+    torch makes a new form of it whenever something that it has read in the module is another, and keeps a few of them.
+    They are released with this object.
+    """
+
+    def __init__(self, function: Callable):
+        # torch keeps the forms with the code, so this has a copy of its own.
+        self.code = function.__code__.replace()
+        self.latest = _Latest()
+        # Not at the import of this module: it takes seconds.
+        self.function = torch.compile(
+            types.FunctionType(self.code, function.__globals__),
+            fullgraph=True,
+            dynamic=False,
+            backend=functools.partial(_recorded, self.latest),
+        )
+        self.owner: weakref.ref | None = None
+        """Whose the oldest form is; None until the first is made."""
+        weakref.finalize(self, torch._dynamo.reset_code, self.code).atexit = False
+
+    def prepare(self, func: nn.Module, *arguments: Any) -> None:
+        """Call it, unless that was done; twice, to see that it has settled. What comes out is not used."""
+        if self.owner is None:
+            self(func, *arguments)
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                self(func, *arguments)
+            self.owner = _owner(func)
+
+    def __call__(self, func: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
+        """What the function returns.
+
+        Raises:
+            ValueError: if it cannot be compiled, or would be compiled over and over again.
+        """
+        dynamo = torch._dynamo.exc
+        try:
+            return self.function(func, *arguments)
+        except dynamo.FailOnRecompileLimitHit as error:
+            if self.owner() is not _owner(func)():
+                self.owner = _owner(func)
+                torch._dynamo.reset_code(self.code)
+                return self(func, *arguments)
+            reason, cause = "it changes so often that it would be compiled again and again", error
+        except dynamo.RecompileError as error:
+            reason, cause = "it changes whenever it is called, so it would be compiled again and again", error
+        except dynamo.TorchDynamoException as error:
+            reason, cause = " ".join(str(error).split("\n\n")[0].split()), error
+        raise ValueError(f"func cannot be compiled as a whole ({reason}): leave compile=True away") from cause
+
+
+class _Latest(threading.local):
+    """The latest call of some kernels in this thread, if it was to be recorded."""
+
+    is_wanted = False
+    kernels: Kernels | None = None
+    inputs: tuple[Tensor, ...] = ()
+    outputs: Sequence[Tensor] = ()
+
+
+def _recorded(latest: _Latest, graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
+    """The kernels of a graph, whose calls are recorded where that is wanted."""
+    kernels = make_kernels(graph, examples)
+
+    def call(*inputs: Tensor) -> Sequence[Tensor]:
+        outputs = kernels(*inputs)
+        if latest.is_wanted:
+            latest.kernels, latest.inputs, latest.outputs = kernels, inputs, outputs
+        return outputs
+
+    return call
+
+
+def make_kernels(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
+    """Kernels that do what `graph` says."""
+    return torch._inductor.compile(graph, examples, options=OPTIONS)
+
+
+class Bound:
+    """A `Compiled` for one solve: called with the tensors that change from step to step.
+
+    Args:
+        compiled: is called with `func`, `fixed` and those tensors.
+        func: the module. What the function reads in it is looked at in the first call alone.
+        fixed: arguments that stay.
+    """
+
+    def __init__(self, compiled: Compiled, func: nn.Module, fixed: Sequence[Any]):
+        self.compiled, self.func, self.fixed = compiled, func, fixed
+        self.was_called = False
+        self.straight: Callable[..., tuple[Tensor, ...]] | None = None
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it was compiled before."""
+        return self.compiled.owner is not None
+
+    def prepare(self, *tensors: Tensor) -> None:
+        """Compile it for such tensors, unless that was done. ValueError if that cannot be done."""
+        self.compiled.prepare(self.func, *self.fixed, *tensors)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the function returns; the tensors must be of the same shapes and strides in every call.
+
+        Raises:
+            ValueError: if it cannot be compiled, or would be compiled over and over again.
+        """
+        if self.straight is not None:
+            return self.straight(*tensors)
+        latest = self.compiled.latest
+        latest.is_wanted = not self.was_called
+        try:
+            returned = self.compiled(self.func, *self.fixed, *tensors)
+            self.straight = _straight_to_kernels(latest, tensors, returned)
+        finally:
+            latest.__dict__.clear()
+        self.was_called = True
+        return returned
+
+
+def _straight_to_kernels(
+    latest: _Latest, tensors: Sequence[Tensor], returned: Sequence[Tensor]
+) -> Callable[..., tuple[Tensor, ...]] | None:
+    """What calls the kernels of the latest call with other tensors in the places of `tensors`.
+
+    None if there were no kernels, or if they are not all that a call does: if they return something that the function
+    does not, which some attribute of the module becomes.
+    """
+    kernels, inputs = latest.kernels, list(latest.inputs)
+    numbers = {id(output): number for number, output in enumerate(latest.outputs)}
+    if kernels is None or numbers.keys() != {id(tensor) for tensor in returned}:
+        return None
+    order = [numbers[id(tensor)] for tensor in returned]
+    places = [[place for place, given in enumerate(inputs) if given is tensor] for tensor in tensors]
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        for tensor, found in zip(tensors, places, strict=True):
+            for place in found:
+                inputs[place] = tensor
+        outputs = kernels(*inputs)
+        return tuple([outputs[number] for number in order])
+
+    return call
+
+
+@functools.lru_cache(maxsize=64)
+def compiled(function: Callable, fixed: tuple, shape: torch.Size, structure: tuple) -> Compiled:
+    """The compiled `function` for some fixed arguments, all modules of one `structure` and states of one shape."""
+    return Compiled(function)
+
+
+def structure(func: nn.Module) -> tuple:
+    """In what modules must agree to share what is compiled: their classes, and all about their tensors but the values.
+
+    Other attributes are left to torch, which compiles anew only for those that it has read.
+    """
+    numbers: dict[int, int] = {}
+    named_tensors = (*func.named_parameters(remove_duplicate=False), *func.named_buffers(remove_duplicate=False))
+    tensors = [
+        (
+            name,
+            numbers.setdefault(id(tensor), len(numbers)),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+            tensor.device,
+            tensor.requires_grad,
+        )
+        for name, tensor in named_tensors
+    ]
+    modules = [(name, type(module)) for name, module in func.named_modules(remove_duplicate=False)]
+    return (*modules, *tensors)
+
+
+def _owner(func: nn.Module) -> weakref.ref:
+    """Something that stays when `func` is wrapped anew for another solve: its first parameter, if it has one."""
+    return weakref.ref(next(func.parameters(), func))
