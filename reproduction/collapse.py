@@ -33,8 +33,11 @@ QUANTITIES: dict[str, Callable[[Case, Row], float]] = {
 """What the backward NFE may depend on. Without a word, sizes of a_z are the largest along the solve."""
 
 CHOSEN = {"default": "RMS(a_theta) / atol", "per-tensor": "RMS(a_theta) / atol", "seminorm": "RMS(a_z) / atol"}
-"""What each norm's NFE are drawn against and predicted from. For one width a_theta collapses `default` best. Over widths
-a_z does, but predictions for larger batches failed by it: of a mean loss a_z is divided by the batch, a_theta is not."""
+"""What each norm's NFE are drawn against and predicted from.
+
+Over widths a_z collapses `default` best, for one width a_theta does. Predictions from a_z alone failed for larger
+batches: of a mean loss a_z is divided by the batch, and a_theta is not.
+"""
 
 
 def of_z_alone(case: Case, atol: float) -> int:
