@@ -32,9 +32,12 @@ QUANTITIES: dict[str, Callable[[Case, Row], float]] = {
 }
 """What the backward NFE may depend on. Without a word, sizes of a_z are the largest along the solve."""
 
-CHOSEN = "RMS(a_z) / atol"
-"""What the NFE of every norm are drawn against and predicted from: their spread about a curve is least there, or within
-a point of the least. The step's error in a_theta is made of a_z too."""
+CHOSEN = {"default": "RMS(a_theta) / atol", "per-tensor": "RMS(a_theta) / atol", "seminorm": "RMS(a_z) / atol"}
+"""What each norm's NFE are drawn against and predicted from.
+
+Over widths a_z collapses `default` best, for one width a_theta does. Predictions from a_z alone failed for larger
+batches: of a mean loss a_z is divided by the batch, and a_theta is not.
+"""
 
 
 def of_z_alone(case: Case, atol: float) -> int:
@@ -81,11 +84,15 @@ def saving(default_nfe: float, seminorm_nfe: float) -> float:
 def predicted_saving(cases: Sequence[Case], case: Case, row: Row) -> float:
     """What the seminorm saves at a setting of which only the sizes are known.
 
-    The curves are those of the cases with weights of the same kind, trained or not, if there are such.
+    The curves are those of the cases with weights of the same kind, trained or not, and if there are such with the same
+    width.
     """
-    alike = [known for known in cases if known["weights"] == case["weights"]] or cases
-    where = QUANTITIES[CHOSEN](case, row)
-    nfe = {norm: Curve(*points(alike, norm, CHOSEN))(where)[0] for norm in ("default", "seminorm")}
+    alike = [known for known in cases if known["weights"] == case["weights"]]
+    alike = [known for known in alike if known["width"] == case["width"]] or alike
+    nfe = {
+        norm: Curve(*points(alike, norm, CHOSEN[norm]))(QUANTITIES[CHOSEN[norm]](case, row))[0]
+        for norm in ("default", "seminorm")
+    }
     return saving(nfe["default"], nfe["seminorm"])
 
 

@@ -154,29 +154,32 @@ def measure_grid(name: str, subject: Subject, grid: Grid, results_dir: str) -> N
 
 
 def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
-    """What the seminorm saves at the further settings, of which only the sizes of the adjoint are looked at."""
+    """What the seminorm saves at the further settings that the file lacks: only the adjoint's sizes are looked at."""
     cases = json.loads(path_of(results_dir, "law", name).read_bytes())["cases"]
-    settings = []
-    for case, loss_scale, atol in FURTHER[name]:
+    path = path_of(results_dir, "law_predictions", name)
+    settings = json.loads(path.read_bytes())["settings"] if path.exists() else []
+    chosen = {norm: CHOSEN[norm] for norm in ("default", "seminorm")}
+    for case, loss_scale, atol in FURTHER[name][len(settings) :]:
         described = describe_case(subject, grid, case, subject.build(case))
         row = {"loss_scale": loss_scale, "atol": atol}
-        settings.append({**described, **row, "predicted_saving": predicted_saving(cases, described, row)})
-    path = path_of(results_dir, "law_predictions", name)
-    _save(path, subject, rtol=grid.rtol, predicted_from=CHOSEN, settings=settings)
+        predicted = {"predicted_saving": predicted_saving(cases, described, row), "predicted_from": chosen}
+        settings.append({**described, **row, **predicted})
+    _save(path, subject, rtol=grid.rtol, settings=settings)
 
 
 def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What it does save there, beside what was predicted."""
     path = path_of(results_dir, "law_predictions", name)
-    record = json.loads(path.read_bytes())
-    settings = record["settings"]
+    settings = json.loads(path.read_bytes())["settings"]
     for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
+        if "measured_saving" in setting:
+            continue
         model, batch = subject.build(case), subject.batch(case.batch_size)
         measured = measure_settings(model, batch, subject.loss_function, grid.rtol, [(loss_scale, atol)])
         rows = [row for row, _ in measured]
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
-    _save(path, subject, rtol=grid.rtol, predicted_from=record["predicted_from"], settings=settings)
+    _save(path, subject, rtol=grid.rtol, settings=settings)
 
 
 def _save(path: Path, subject: Subject, **values: Any) -> None:

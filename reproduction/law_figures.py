@@ -41,10 +41,11 @@ def law(records: Records, predictions: Records) -> Figure:
         spread = {norm: spreads(cases, norm) for norm in DRAWN}
         raw.set(title=f"{TITLES[model]}\nrtol {power(record['rtol'])}", xscale="log", xlabel="factor on the loss")
         texts = [
-            f"{norm}: {spread[norm]['nothing']:.0%} to {spread[norm][CHOSEN]:.0%}".replace("%", " %") for norm in DRAWN
+            f"{norm}: {spread[norm]['nothing']:.0%} to {spread[norm][CHOSEN[norm]]:.0%}".replace("%", " %")
+            for norm in DRAWN
         ]
         collapsed.set(title="\n".join(["spread about a constant, about the curve", *texts]), xscale="log")
-        collapsed.set_xlabel("RMS of $a_z$ / atol")
+        collapsed.set_xlabel(r"RMS of $a_\theta$ (default), $a_z$ (seminorm) / atol")
         _draw_savings(shares, cases, predictions.get(model, {}).get("settings", ()))
     axes[0, 0].set_ylabel("backward NFE /\nthose of $z$ alone")
     axes[1, 0].set_ylabel("backward NFE /\nthose of $z$ alone")
@@ -65,14 +66,14 @@ def _draw_lines(ax: Axes, cases: Sequence[Mapping[str, Any]], norm: str) -> None
 
 def _draw_points(ax: Axes, cases: Sequence[Mapping[str, Any]], norm: str) -> None:
     look = LOOKS[norm]
-    quantity, nfe = points(cases, norm, CHOSEN)
+    quantity, nfe = points(cases, norm, CHOSEN[norm])
     ax.plot(quantity, nfe, color=look.color, marker=look.marker, markersize=2.2, linestyle="")
     where = np.geomspace(quantity.min(), quantity.max(), 200)
     ax.plot(where, Curve(quantity, nfe)(where), color=look.color, linestyle=look.linestyle, linewidth=1.0)
 
 
 def _draw_savings(ax: Axes, cases: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> None:
-    quantity = QUANTITIES[CHOSEN]
+    quantity = QUANTITIES[CHOSEN["default"]]
     of_grid = [
         (quantity(case, {"loss_scale": loss_scale, "atol": atol}), share)
         for case in cases
@@ -87,7 +88,7 @@ def _draw_savings(ax: Axes, cases: Sequence[Mapping[str, Any]], settings: Sequen
             ax.plot(where, ends[1], color="black", marker="o", linestyle="", label="further, measured")
         own = dict(color="black", marker="o", markerfacecolor="white", linestyle="", label="further, predicted")
         ax.plot(where, setting["predicted_saving"], **own)
-    ax.set(xscale="log", xlabel="RMS of $a_z$ / atol")
+    ax.set(xscale="log", xlabel=r"RMS of $a_\theta$ / atol")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 

@@ -83,6 +83,13 @@ FURTHER = {
         (Case("trained", 40, 64), 1e-1, 1e-7),
         (Case("untrained", 80, 16), 1.0, 1e-6),
         (Case("untrained", 40, 32), 1e1, 1e-7),
+        # Chosen after those above had been measured and had shown what was wrong with predictions from a_z alone.
+        (Case("trained", 40, 64), 1.0, 1e-6),
+        (Case("trained", 40, 128), 128.0, 1e-6),
+        (Case("trained", 40, 128), 10.0, 1e-6),
+        (Case("trained", 40, 32), 1e-1, 1e-6),
+        (Case("trained", 40, 8), 1e1, 1e-5),
+        (Case("trained", 40, 64), 1e3, 1e-8),
     ),
     "acrobot": (
         (Case("trained", 400, 32), 1.0, 1e-4),
