@@ -8,6 +8,7 @@ on t alone: three operations make those of an evaluation, whatever the number of
 as in the Neural CDE's field.
 """
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -50,13 +51,31 @@ class _Slot:
         self.by_value, self.by_rows = directions.new_empty(2, batch, total).unbind()
         """Of each layer's values before the activation the cotangent, and what else its gate is due (batch, total)."""
         self.inputs = directions.new_empty(1 + num_directions, batch, num_dims)
-        self.inputs[1:] = directions
+        """The points, and behind them the directions."""
         self.points, self.input_matrix = self.inputs[0], self.inputs.flatten(0, 1)
         ends = torch.tensor(widths[1:]).cumsum(0).tolist()
         columns = [slice(end - width, end) for end, width in zip(ends, widths[1:], strict=True)]
         self.offset_views = [self.offsets[part] for part in columns]
         self.layers = [_Layer(self, part, 1 + num_directions, batch) for part in columns]
         self.matrices = [self.input_matrix, *(layer.matrix for layer in self.layers[:-1])]
+
+
+class SpareSlots:
+    """Buffers that solves of one network hand on to each other: to make them anew costs as much as some evaluations."""
+
+    def __init__(self):
+        self.by_kind: dict[tuple, list[_Slot]] = {}
+
+    def of(self, like: Tensor, directions: Tensor) -> list[_Slot]:
+        """Those for such points and directions; whoever takes one puts it back."""
+        kind = (like.shape, directions.shape, like.dtype, like.device)
+        return self.by_kind.setdefault(kind, [])
+
+    def __deepcopy__(self, memo) -> "SpareSlots":
+        return SpareSlots()
+
+    def __reduce__(self):
+        return SpareSlots, ()
 
 
 class ConcatSquashField:
@@ -89,6 +108,9 @@ class ConcatSquashField:
         else:
             self.directions = probe.detach().unsqueeze(0)
         self.batch = batch
+        self.spare, self.taken = network.spare_slots.of(points, self.directions), []
+        # They outlive the field: its solve may be differentiated long after, and then it is over.
+        weakref.finalize(self, self.spare.extend, self.taken)
         self.one = points.new_ones(())
         self.minus_one = -self.one
         self.scratch = self._new_slot()
@@ -99,7 +121,10 @@ class ConcatSquashField:
         self.gradient_views: dict[int, list[Tensor]] = {}
 
     def _new_slot(self) -> _Slot:
-        return _Slot(self.widths, self.directions, self.batch)
+        slot = self.spare.pop() if self.spare else _Slot(self.widths, self.directions, self.batch)
+        slot.inputs[1:] = self.directions
+        self.taken.append(slot)
+        return slot
 
     def enter(self, t0: float, t1: float) -> None:
         """The field is smooth in time."""
