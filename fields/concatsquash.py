@@ -25,18 +25,16 @@ class _Layer:
         gates = slot.gates[columns]
         width = len(gates)
         self.gate, self.shift = gates, slot.shifts[columns]
-        self.raw = gates.new_empty(num_rows, batch, width)
-        """W times the layer's input rows."""
+        self.raw_value = gates.new_empty(batch, width)
+        """W times the layer's input value."""
         self.rows = gates.new_empty(num_rows, batch, width)
         """What the layer hands on: activations, and their derivatives along the directions."""
         self.slope, self.scaled = gates.new_empty(2, batch, width).unbind()
         """The activation's derivative, and that times the gate."""
         self.cotangents = gates.new_empty(num_rows, batch, width)
-        """Of `raw`, after the pullback."""
+        """Of W times the layer's input rows, after the pullback."""
         self.by_value, self.by_rows = slot.by_value[:, columns], slot.by_rows[:, columns]
-        self.raw_matrix, self.matrix = self.raw.flatten(0, 1), self.rows.flatten(0, 1)
-        self.cotangent_matrix = self.cotangents.flatten(0, 1)
-        self.raw_value, self.raw_tangents = self.raw[0], self.raw[1:]
+        self.matrix, self.cotangent_matrix = self.rows.flatten(0, 1), self.cotangents.flatten(0, 1)
         self.value, self.tangents = self.rows[0], self.rows[1:]
         self.value_cotangent, self.tangent_cotangents = self.cotangents[0], self.cotangents[1:]
 
@@ -147,7 +145,8 @@ class ConcatSquashField:
         for layer, matrix, transposed, offset in zip(
             hidden, kept.matrices, self.transposed, kept.offset_views, strict=False
         ):
-            torch.mm(matrix, transposed, out=layer.raw_matrix)
+            torch.mm(matrix, transposed, out=layer.matrix)
+            layer.raw_value.copy_(layer.value)
             torch.addcmul(offset, layer.raw_value, layer.gate, out=layer.value)
             if self.is_tanh:
                 torch.add(self.minus_one, layer.value.mul_(2).sigmoid_(), alpha=2, out=layer.value)
@@ -156,12 +155,13 @@ class ConcatSquashField:
                 torch.sigmoid(layer.value, out=layer.slope)
                 torch.nn.functional.softplus(layer.value, out=layer.value)
             torch.mul(layer.slope, layer.gate, out=layer.scaled)
-            torch.mul(layer.raw_tangents, layer.scaled, out=layer.tangents)
-        torch.mm(kept.matrices[-1], self.transposed[-1], out=last.raw_matrix)
+            layer.tangents.mul_(layer.scaled)
+        torch.mm(kept.matrices[-1], self.transposed[-1], out=last.matrix)
+        last.raw_value.copy_(last.value)
         velocity, divergence = out
         torch.addcmul(kept.offset_views[-1], last.raw_value, last.gate, out=velocity)
         # The share of each component in the divergence (batch, dims): its sum is the divergence, and its gate's due.
-        torch.mul(last.raw_tangents, self.directions, out=last.tangents)
+        last.tangents.mul_(self.directions)
         torch.sum(last.tangents, dim=0, out=last.value).mul_(last.gate)
         torch.sum(last.value, dim=1, out=divergence)
 
