@@ -1,4 +1,4 @@
-# `make run` trains both experiments at a small size and prints a table; `make test` lints and tests.
+# `make run` trains all experiments at a small size and prints a table; `make test` lints and tests.
 # Both first make .venv, once; it is made anew when the requirements change.
 
 PYTHON ?= python3

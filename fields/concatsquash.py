@@ -8,6 +8,7 @@ on t alone: three operations make those of an evaluation, whatever the number of
 as in the Neural CDE's field.
 """
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -24,18 +25,16 @@ class _Layer:
         gates = slot.gates[columns]
         width = len(gates)
         self.gate, self.shift = gates, slot.shifts[columns]
-        self.raw = gates.new_empty(num_rows, batch, width)
-        """W times the layer's input rows."""
+        self.raw_value = gates.new_empty(batch, width)
+        """W times the layer's input value."""
         self.rows = gates.new_empty(num_rows, batch, width)
         """What the layer hands on: activations, and their derivatives along the directions."""
         self.slope, self.scaled = gates.new_empty(2, batch, width).unbind()
         """The activation's derivative, and that times the gate."""
         self.cotangents = gates.new_empty(num_rows, batch, width)
-        """Of `raw`, after the pullback."""
+        """Of W times the layer's input rows, after the pullback."""
         self.by_value, self.by_rows = slot.by_value[:, columns], slot.by_rows[:, columns]
-        self.raw_matrix, self.matrix = self.raw.flatten(0, 1), self.rows.flatten(0, 1)
-        self.cotangent_matrix = self.cotangents.flatten(0, 1)
-        self.raw_value, self.raw_tangents = self.raw[0], self.raw[1:]
+        self.matrix, self.cotangent_matrix = self.rows.flatten(0, 1), self.cotangents.flatten(0, 1)
         self.value, self.tangents = self.rows[0], self.rows[1:]
         self.value_cotangent, self.tangent_cotangents = self.cotangents[0], self.cotangents[1:]
 
@@ -50,13 +49,31 @@ class _Slot:
         self.by_value, self.by_rows = directions.new_empty(2, batch, total).unbind()
         """Of each layer's values before the activation the cotangent, and what else its gate is due (batch, total)."""
         self.inputs = directions.new_empty(1 + num_directions, batch, num_dims)
-        self.inputs[1:] = directions
+        """The points, and behind them the directions."""
         self.points, self.input_matrix = self.inputs[0], self.inputs.flatten(0, 1)
         ends = torch.tensor(widths[1:]).cumsum(0).tolist()
         columns = [slice(end - width, end) for end, width in zip(ends, widths[1:], strict=True)]
         self.offset_views = [self.offsets[part] for part in columns]
         self.layers = [_Layer(self, part, 1 + num_directions, batch) for part in columns]
         self.matrices = [self.input_matrix, *(layer.matrix for layer in self.layers[:-1])]
+
+
+class SpareSlots:
+    """Buffers that solves of one network hand on to each other: to make them anew costs as much as some evaluations."""
+
+    def __init__(self):
+        self.by_kind: dict[tuple, list[_Slot]] = {}
+
+    def of(self, like: Tensor, directions: Tensor) -> list[_Slot]:
+        """Those for such points and directions; whoever takes one puts it back."""
+        kind = (like.shape, directions.shape, like.dtype, like.device)
+        return self.by_kind.setdefault(kind, [])
+
+    def __deepcopy__(self, memo) -> "SpareSlots":
+        return SpareSlots()
+
+    def __reduce__(self):
+        return SpareSlots, ()
 
 
 class ConcatSquashField:
@@ -89,6 +106,9 @@ class ConcatSquashField:
         else:
             self.directions = probe.detach().unsqueeze(0)
         self.batch = batch
+        self.spare, self.taken = network.spare_slots.of(points, self.directions), []
+        # They outlive the field: its solve may be differentiated long after, and then it is over.
+        weakref.finalize(self, self.spare.extend, self.taken)
         self.one = points.new_ones(())
         self.minus_one = -self.one
         self.scratch = self._new_slot()
@@ -99,7 +119,10 @@ class ConcatSquashField:
         self.gradient_views: dict[int, list[Tensor]] = {}
 
     def _new_slot(self) -> _Slot:
-        return _Slot(self.widths, self.directions, self.batch)
+        slot = self.spare.pop() if self.spare else _Slot(self.widths, self.directions, self.batch)
+        slot.inputs[1:] = self.directions
+        self.taken.append(slot)
+        return slot
 
     def enter(self, t0: float, t1: float) -> None:
         """The field is smooth in time."""
@@ -122,7 +145,8 @@ class ConcatSquashField:
         for layer, matrix, transposed, offset in zip(
             hidden, kept.matrices, self.transposed, kept.offset_views, strict=False
         ):
-            torch.mm(matrix, transposed, out=layer.raw_matrix)
+            torch.mm(matrix, transposed, out=layer.matrix)
+            layer.raw_value.copy_(layer.value)
             torch.addcmul(offset, layer.raw_value, layer.gate, out=layer.value)
             if self.is_tanh:
                 torch.add(self.minus_one, layer.value.mul_(2).sigmoid_(), alpha=2, out=layer.value)
@@ -131,12 +155,13 @@ class ConcatSquashField:
                 torch.sigmoid(layer.value, out=layer.slope)
                 torch.nn.functional.softplus(layer.value, out=layer.value)
             torch.mul(layer.slope, layer.gate, out=layer.scaled)
-            torch.mul(layer.raw_tangents, layer.scaled, out=layer.tangents)
-        torch.mm(kept.matrices[-1], self.transposed[-1], out=last.raw_matrix)
+            layer.tangents.mul_(layer.scaled)
+        torch.mm(kept.matrices[-1], self.transposed[-1], out=last.matrix)
+        last.raw_value.copy_(last.value)
         velocity, divergence = out
         torch.addcmul(kept.offset_views[-1], last.raw_value, last.gate, out=velocity)
         # The share of each component in the divergence (batch, dims): its sum is the divergence, and its gate's due.
-        torch.mul(last.raw_tangents, self.directions, out=last.tangents)
+        last.tangents.mul_(self.directions)
         torch.sum(last.tangents, dim=0, out=last.value).mul_(last.gate)
         torch.sum(last.value, dim=1, out=divergence)
 

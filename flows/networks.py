@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fields.concatsquash import SpareSlots
+
 Activation = Literal["tanh", "softplus"]
 ACTIVATIONS = {"tanh": torch.tanh, "softplus": functional.softplus}
 
@@ -23,6 +25,7 @@ class ConcatSquash(nn.Module):
     def __init__(self, widths: Sequence[int], activation: Activation):
         super().__init__()
         self.activation = activation
+        self.spare_slots = SpareSlots()
         layers = list(map(nn.Linear, widths[:-1], widths[1:]))
         gates = [nn.Linear(1, width) for width in widths[1:]]
         shifts = [nn.Linear(1, width, bias=False) for width in widths[1:]]
