@@ -21,6 +21,8 @@ PACKAGES = (
     "gymnasium",
     "soundfile",
 )
+NUMBERS = {"family": "cpu family", "model": "model"}
+"""What tells the generation of a CPU, and what /proc/cpuinfo calls it."""
 
 
 @dataclass(kw_only=True)
@@ -57,9 +59,12 @@ def _device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and platform.system() == "Linux":
         # `platform.processor()` is empty or just "x86_64" there.
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        found = {name.strip(): value.strip() for name, _, value in reversed(list(lines))}
+        if "model name" in found:
+            # On virtual machines CPUs of several generations have one name.
+            numbers = [f"{name} {found[key]}" for name, key in NUMBERS.items() if key in found]
+            return ", ".join([found["model name"], *numbers])
     return platform.processor() or platform.machine()
 
 
