@@ -156,6 +156,7 @@ def _at_equal_error(experiment: str, name: str, cost: Cost, *, rtol: float, **wa
         Below(1.0),
         factor,
         FAIR,
+        "runs missing, or most gradients more exact than any of `default`",
     )
 
 
@@ -212,7 +213,7 @@ def _of_the_law() -> Iterator[Claim]:
             )
         yield Claim(
             f"The ratio of parameters to state sets the cost of `default`: {TITLES[model]}",
-            PAPER,
+            MEMORY,
             "spread about the curve against that ratio over the spread about a constant",
             partial(_collapse, model, "default", "parameters / state"),
             AtMost(0.5),

@@ -15,7 +15,6 @@ from .summary import CONFIDENCE
 
 Verdict = Literal["confirmed", "not confirmed", "refuted", "not testable here"]
 PAPER, MEMORY, OURS = "the paper", "the paper, from memory, not checked against the paper", "ours"
-RUNS_MISSING = "runs missing"
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,8 @@ class Claim:
     show: Callable[[float], str]
     command: str
     """What makes the files again."""
+    missing: str = "runs missing"
+    """Why there is no number, where there is none."""
 
     def verdict(self, evidence: Evidence) -> tuple[Verdict, Finding | None]:
         """The verdict and the number behind it."""
@@ -148,7 +149,7 @@ def _table(judged: list[tuple[Claim, Verdict, Finding | None]]) -> Iterator[str]
     yield "| | claim | from | verdict | number | interval | n |"
     yield "|---:|---|---|---|---:|---|---:|"
     for number, (claim, verdict, finding) in enumerate(judged, start=1):
-        cells = [RUNS_MISSING, "-", "-"] if finding is None else _cells(claim, finding)
+        cells = [claim.missing, "-", "-"] if finding is None else _cells(claim, finding)
         yield f"| [{number}](#claim-{number}) | {claim.text} | {claim.source} | **{verdict}** | {' | '.join(cells)} |"
     yield ""
 

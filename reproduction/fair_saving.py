@@ -78,7 +78,7 @@ class Fair:
     at_equal_tolerance: Ratio
     """Its cost over that of `default` with dopri5 at the same tolerance."""
     at_equal_error: Ratio | None
-    """Its cost over that of `default` with dopri5 at the same error."""
+    """Its cost over that of `default` with dopri5 at the same error; None if most gradients are beyond its curve."""
     num_beyond: int
     """How many gradients are more exact than any of `default`, and so are not in `at_equal_error`."""
 
@@ -105,7 +105,9 @@ def compare(rows: Sequence[Row], cost: Cost) -> list[Fair]:
                 num_beyond += 1
             else:
                 equal_error[row["batch"]].append(cost_of(row, cost) / expected)
-        ratios = geometric(errors), geometric(equal_tolerance), geometric(equal_error)
+        # What is left of them if most are beyond would be the least exact ones.
+        fair = geometric(equal_error) if 2 * num_beyond <= len(mine) else None
+        ratios = geometric(errors), geometric(equal_tolerance), fair
         found.append(Fair(adjoint, warm_start, method, rtol, *ratios, num_beyond))
     return found
 

@@ -63,6 +63,10 @@ def test_a_gradient_more_exact_than_any_of_the_curve_is_counted_and_not_extrapol
     ]
     [fair] = [fair for fair in compare(rows, "nfe") if fair.adjoint == "discrete"]
     assert (fair.num_beyond, fair.at_equal_error.num_batches) == (1, 1)
+    rows.append(row("discrete", 1e-2, 50, 1e-9, batch=1) | {"seed": 1})
+    rows += default_curve(batch=1, seed=1)
+    [mostly_beyond] = [fair for fair in compare(rows, "nfe") if fair.adjoint == "discrete"]
+    assert (mostly_beyond.num_beyond, mostly_beyond.at_equal_error) == (2, None)
     assert fair.at_equal_error.middle == pytest.approx(0.05)
     assert math.isnan(fair.at_equal_error.low)
 
