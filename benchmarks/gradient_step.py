@@ -41,6 +41,7 @@ SUMMARY = {
     "ours, seminorm, compiled": "the same, `compile=True`",
     "ours, seminorm, warm start": "ours, `seminorm`, warm start",
     "ours, discrete": "ours, `discrete`",
+    "ours, discrete, compiled": "the same, `compile=True`",
     "diffrax, backsolve with the seminorm": "diffrax, backsolve with the seminorm",
     "diffrax, recursive checkpoints": "diffrax, recursive checkpoints",
 }
