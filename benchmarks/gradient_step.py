@@ -49,6 +49,7 @@ SUMMARY = {
     "ours, seminorm, integrals unweighed": "the same, integrals unweighed",
     "ours, seminorm, warm start": "ours, `seminorm`, warm start",
     "ours, discrete": "ours, `discrete`",
+    "ours, discrete, compiled": "the same, `compile=True`",
     "diffrax, backsolve with the seminorm": "diffrax, backsolve with the seminorm",
     "diffrax, recursive checkpoints": "diffrax, recursive checkpoints",
 }

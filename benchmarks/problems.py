@@ -268,6 +268,7 @@ def neural_ode(num_rounds: int) -> Problem:
         "ours, seminorm, compiled": (solve, dict(adjoint="seminorm", compile=True)),
         "ours, seminorm, compiled, warm start": (solve, dict(adjoint=Backsolve(warm_start=True), compile=True)),
         "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, discrete, compiled": (solve, dict(adjoint="discrete", compile=True)),
     }
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     return Problem(

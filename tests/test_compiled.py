@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import math
 import os
 import weakref
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from problems import F64, Network, Pair, differentiate, distance, random, steps
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchadjoint import METHODS, Backsolve, compiled, compiling, solve
+from torchadjoint.quick_tanh import QuickTanh, quick_tanh
 
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 KINKS = (0.5, 1.7, 2.0)
@@ -214,6 +217,19 @@ def test_a_gradient_asked_for_again_is_the_same(adjoint):
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_y0_may_change_before_the_way_back(adjoint):
+    def gradient(change):
+        func, y0 = Network(), random(4, 3).requires_grad_()
+        y = solve(func, y0, T, adjoint=adjoint, compile=True, **TIGHT).y
+        with torch.no_grad():
+            y0.mul_(change)
+        return torch.autograd.grad(y[1:].square().sum(), func.first.weight)[0]
+
+    assert torch.equal(gradient(change=1), gradient(change=3))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
 def test_a_field_without_parameters(adjoint):
     class Rotation(nn.Module):
         def forward(self, t, y):
@@ -364,3 +380,27 @@ def test_what_changes_with_every_call_is_refused_at_once(graphs):
     with pytest.raises(ValueError, match=r"func cannot be .* changes whenever it is called"):
         solve(Counting(0), random(1), T, **LOOSE)
     assert len(graphs) == 1
+
+
+def test_the_quick_tanh_is_tanh():
+    x = torch.cat(
+        [torch.linspace(-20, 20, 100_001), torch.logspace(-30, 0, 1_001), torch.tensor([math.inf, -math.inf])]
+    )
+    expected = torch.tanh(x.double())
+    assert ((quick_tanh(x) - expected).abs() <= 4 * torch.finfo(torch.float32).eps * expected.abs()).all()
+    assert quick_tanh(torch.tensor(math.nan)).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_quick_tanh_takes_the_place_of_tanh_in_float32_alone(dtype):
+    graph = make_fx(lambda x: torch.tanh(x) * 2 + torch.tanh(2 * x))(random(3, dtype=dtype)).graph
+    for node in graph.nodes:
+        if node.op != "output":
+            node.meta["val"] = random(3, dtype=dtype)
+    QuickTanh()(graph)
+    graph.lint()
+    is_there = bool(graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default))
+    assert is_there == (dtype == F64)
+    x = random(3, seed=1, dtype=dtype)
+    found = torch.fx.GraphModule(nn.Module(), graph)(x)
+    torch.testing.assert_close(found, torch.tanh(x) * 2 + torch.tanh(2 * x), rtol=1e-6, atol=0)

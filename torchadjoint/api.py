@@ -60,10 +60,11 @@ def solve(problem: Problem) -> Solution:
         weigh_integrals: whether the forward solve's norm weighs the integrals. If not, their error is what the steps
             that suit the rest leave.
         observer: is called with an `Attempt` before and after every attempted step, forward and backward.
-        compile: whether torch.compile makes one function of each direction's attempted steps, at the first use for a
-            field and a shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The
-            adjoint must be the seminorm, and func an nn.Module that torch.compile can take as a whole. A compiled
-            attempt computes its parameters' part before it is accepted, and its last stage whoever needs it.
+        compile: whether torch.compile makes one function of each direction's steps, at the first use for a field and a
+            shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The adjoint must be
+            `seminorm` or `discrete`, and func an nn.Module that torch.compile can take as a whole. What func reads
+            besides its arguments is looked at once a solve. A compiled attempt of the seminorm computes its parameters'
+            part before it is accepted, and any attempt its last stage whoever needs it.
         options: `jump_t`, times at which func is discontinuous in t: every one between the first and the last time, or
             at the last one, is the end of a step in both directions. `norm`, `max_num_steps`, and those of the method
             that `Stepping` describes: with error control `first_step`, `step_t`, `min_step`, `max_step`, `safety`,

@@ -33,6 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "seminorm, warm start": {"adjoint": Backsolve(warm_start=True)},
     "discrete": {"adjoint": "discrete"},
     "seminorm, compiled": {"adjoint": "seminorm", "compile": True},
+    "discrete, compiled": {"adjoint": "discrete", "compile": True},
 }
 """Ours, by name, as options of `solve`."""
 TORCHDIFFEQ = {"torchdiffeq, adjoint": "odeint_adjoint", "torchdiffeq, through the solver": "odeint"}

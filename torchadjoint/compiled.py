@@ -158,7 +158,8 @@ class CompiledSolver(Solver):
             self.system.prepare(times[0], state)
         if self.prepare_backward is not None:
             self.prepare_backward(times[0], state)
-        super().begin(times, state, **options)
+        # The user may change y0 before the way back, which a recorded step starts from.
+        super().begin(times, state.clone(), **options)
 
     def _make_buffers(self, like: Tensor) -> None:
         self.step_size = like.new_empty(())

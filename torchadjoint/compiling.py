@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-OPTIONS = {"cpp_wrapper": True}
-"""Of the compiler. What calls the kernels one after the other is C++ too."""
-
 Kernels = Callable[..., Sequence[Tensor]]
 
 
@@ -96,7 +93,13 @@ def _recorded(latest: _Latest, graph: fx.GraphModule, examples: Sequence[Tensor]
 
 def make_kernels(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
     """Kernels that do what `graph` says."""
-    return torch._inductor.compile(graph, examples, options=OPTIONS)
+    # Not at the import of this module: it takes a second.
+    from .quick_tanh import QuickTanh
+
+    # What calls the kernels one after the other is C++ too.
+    return torch._inductor.compile(
+        graph, examples, options={"cpp_wrapper": True, "post_grad_custom_pre_pass": QuickTanh()}
+    )
 
 
 class Bound:

@@ -81,7 +81,10 @@ class _Recording:
         super().advance()
         is_kept = len(self.record) % self.checkpoint_interval == 0
         times = [self.first_stage_time, *self.stage_times]
-        self.record.append(_Step(self.t0, self.t1, times, self.start.clone() if is_kept else None))
+        self.record.append(_Step(self.t0, self.t1, times, self._kept_start() if is_kept else None))
+
+    def _kept_start(self) -> Tensor:
+        return self.start.clone()
 
     def interpolate(self, t: float) -> Tensor:
         state = super().interpolate(t)
@@ -105,6 +108,9 @@ class _CompiledRecordingSolver(_Recording, CompiledSolver):
     def advance(self) -> None:
         super().advance()
         self.record[-1].end = self.end
+
+    def _kept_start(self) -> Tensor:
+        return self.start
 
 
 class _Discrete:
