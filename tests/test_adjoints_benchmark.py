@@ -235,6 +235,19 @@ def test_after_a_step_that_took_too_long_nothing_tighter_is_tried(toys, referenc
     assert [rtol for _, rtol, _, _ in calls] == [1e-3]
 
 
+@pytest.mark.parametrize("vain", [0.0, 1000.0])
+def test_what_fails_slowly_is_not_tried_at_tighter_tolerances(vain, reference, tmp_path, monkeypatch):
+    def prepare(*_, rtol, **__):
+        tried.append(rtol)
+        raise RuntimeError("too many steps")
+
+    tried = []
+    monkeypatch.setattr(measuring, "VAIN", vain)
+    failing = Contestant("fails", None, prepare, (), is_small=False)
+    sessions.measure_problem(PROBLEM, [failing], [1e-3, 1e-6], "float64", tmp_path, reference_of=lambda _: reference)
+    assert tried == ([1e-3] if vain == 0 else [1e-3, 1e-6])
+
+
 def test_a_way_that_the_installed_version_lacks_is_skipped(reference, tmp_path, capsys):
     def prepare(*_, **__):
         raise NotImplementedError("thing 1.0 has no such way")
@@ -363,7 +376,18 @@ def test_nothing_measured_is_nothing_decided():
     cell = Cell("calm", 1e-2, {"ours, discrete": 2.0, "ours, seminorm": 1.0})
     assert cell.ratios(["ours, discrete", "absent"]) == {"ours, discrete": 1.0}
     assert failures([made_up("calm", "ours, discrete", *ROWS)]) == []
-    assert failures(MADE_UP)[0] == Failures("calm", 1e-2, {"ours, seminorm": False}, discrete=False)
+    assert failures(MADE_UP)[0] == Failures("calm", 1e-6, {"ours, seminorm": False}, discrete=False)
+
+
+def test_what_failed_and_was_not_tried_again_has_failed():
+    given_up = made_up("wild", "ours, default", (1e-2, None, 0.0))
+    slow = made_up("wild", "ours, seminorm", (1e-2, 1e-2, 9.0))
+    found = failures([made_up("wild", "ours, discrete", *ROWS), given_up, slow])
+    assert [(it.rtol, it.backsolves) for it in found] == [
+        (1e-6, {"ours, default": True}),
+        (1e-4, {"ours, default": True}),
+        (1e-2, {"ours, default": True, "ours, seminorm": False}),
+    ]
 
 
 def test_the_report_has_the_decisions_if_there_are_results(tmp_path):

@@ -154,14 +154,24 @@ class Failures:
 
 
 def failures(all_results: Iterable[Results], discrete: str = "ours, discrete") -> list[Failures]:
-    """Who fails, wherever `discrete` and some backward solve were measured."""
-    measured: dict[tuple[str, float], dict[str, bool]] = {}
-    for results in all_results:
-        for measurement in results.measurements:
-            has_failed = bool(measurement.failure) or measurement.error >= WRONG
-            measured.setdefault((results.problem, measurement.rtol), {})[results.contestant] = has_failed
-    return [
-        Failures(problem, rtol, {way: fails for way, fails in ways.items() if is_backsolve(way)}, ways[discrete])
-        for (problem, rtol), ways in measured.items()
-        if discrete in ways and any(map(is_backsolve, ways))
-    ]
+    """Who fails, wherever `discrete` and some backward solve were measured.
+
+    What failed at a larger tolerance and was not tried again counts as failed.
+    """
+    all_results = list(all_results)
+    found = []
+    for problem, rtol in sorted({(it.problem, m.rtol) for it in all_results for m in it.measurements}):
+        ways = {it.contestant: _has_failed(it, rtol) for it in all_results if it.problem == problem}
+        backsolves = {way: fails for way, fails in ways.items() if is_backsolve(way) and fails is not None}
+        if backsolves and ways.get(discrete) is not None:
+            found.append(Failures(problem, rtol, backsolves, ways[discrete]))
+    return found
+
+
+def _has_failed(results: Results, rtol: float) -> bool | None:
+    """None if nobody knows."""
+    measurement = results.at(rtol)
+    if measurement is not None:
+        return bool(measurement.failure) or measurement.error >= WRONG
+    is_vain = any(looser.failure for looser in results.measurements if looser.rtol > rtol)
+    return True if is_vain else None

@@ -27,6 +27,8 @@ LONG = 0.5
 """A step that takes so many CPU seconds is timed once."""
 TOO_LONG = 2.0
 """A contestant whose step takes so many gets no tighter tolerance."""
+VAIN = 5.0
+"""Nor does one that failed after so many seconds by the clock."""
 LIMIT = 150.0
 """Seconds by the clock after which the first step is given up, compilation included, where Python has the word."""
 
@@ -77,6 +79,7 @@ def _warm_up(trial: Trial, problem: Problem, reference: Reference, dtype: str) -
     # Whatever a contestant raises is its result.
     except Exception as error:
         measurement.failure = _first_line(error)
+        measurement.first_seconds = time.perf_counter() - started
         return
     trial.is_long = taken > LONG
     if trial.is_long:
@@ -102,8 +105,9 @@ def _turn(trial: Trial) -> float:
 
 def is_too_long(measurement: Measurement) -> bool:
     """Whether nothing tighter needs to be tried."""
-    is_given_up = measurement.failure.startswith(TooLong.__name__)
-    return is_given_up or (bool(measurement.seconds) and measurement.median > TOO_LONG)
+    if measurement.failure:
+        return measurement.first_seconds > VAIN
+    return measurement.median > TOO_LONG
 
 
 class TooLong(Exception):

@@ -108,6 +108,7 @@ def make_page(gathered: Gathered) -> str:
         num_rounds=measuring.NUM_ROUNDS,
         long=f"{measuring.LONG:g}",
         too_long=f"{measuring.TOO_LONG:g}",
+        vain=f"{measuring.VAIN:g}",
     )
 
 

@@ -46,7 +46,7 @@ class Measurement(Record):
     mebibytes: float | None = None
     """How far the process's resident memory rose during one step."""
     first_seconds: float | None = None
-    """What the first step took by the clock, compilation included."""
+    """What the first step took by the clock, compilation included, or how long it was until it failed."""
     seconds: list[float] = field(default_factory=list)
     """CPU seconds of a step, for each round."""
 
