@@ -56,10 +56,9 @@ GRIDS = {
         1e-4,
         (1e-6, 1e-4, 1e-2),
         (
-            Case("untrained", 400, 16),
-            Case("untrained", 100, 16),
             Case("trained", 400, 16),
             Case("trained", 400, 64),
+            Case("untrained", 100, 16),
         ),
     ),
     "neural_ode": Grid(

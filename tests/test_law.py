@@ -103,7 +103,7 @@ def lawful(size, *, exponent=0.25, largest_of_z=1e-2):
             for norm, of_norm in (("seminorm", size), ("default", 1e3 * size), ("per-tensor", 1e3 * size)):
                 nfe = 100 * max(1.0, largest_of_z * loss_scale * of_norm / atol) ** exponent
                 rows.append({"loss_scale": loss_scale, "atol": atol, "norm": norm, "backward_nfe": nfe})
-    return {"sizes": sizes, "rows": rows, "num_parameters": 10, "batch_size": 4}
+    return {"sizes": sizes, "rows": rows, "num_parameters": 10, "batch_size": 4, "weights": "trained", "width": 8}
 
 
 def test_what_falls_on_one_curve_is_seen_to():
@@ -118,9 +118,13 @@ def test_what_falls_on_one_curve_is_seen_to():
 def test_a_saving_is_predicted_from_sizes_alone():
     cases = [lawful(size) for size in (1e-6, 1e-5, 1e-3)]
     setting = {"loss_scale": 30.0, "atol": 1e-5}
-    further = {"sizes": lawful(1e-4)["sizes"]}
+    further = {"sizes": lawful(1e-4)["sizes"], "weights": "trained", "width": 8}
     expected = 1 - (max(1, 1e-2 * 30 * 1e-4 / 1e-5) / (1e-2 * 30 * 1e-1 / 1e-5)) ** 0.25
     assert collapse.predicted_saving(cases, further, setting) == pytest.approx(expected, abs=0.05)
+    # Cases of the other kind of weights or another width obey another law, and are not asked.
+    others = [lawful(1e-4, exponent=2.0) | kind for kind in ({"weights": "untrained"}, {"width": 16})]
+    assert collapse.predicted_saving([*cases, *others], further, setting) == pytest.approx(expected, abs=0.05)
+    assert collapse.predicted_saving(others, further, setting) > expected + 0.1
 
 
 def test_where_atol_lies_between_is_by_the_sizes_of_the_case():
