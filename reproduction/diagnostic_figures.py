@@ -114,9 +114,9 @@ def step_errors(records: Records) -> Figure:
         steps = {norm: pandas.DataFrame(columns) for norm, columns in record["steps"].items()}
         dots = dict(linestyle="", markersize=1.8)
         for name, look in BLOCK_LOOKS.items():
+            if name not in steps["default"] or not steps["default"][name].any():
+                continue  # a_t of a field that does not depend on t
             values = steps["default"][name]
-            if not values.any():  # of a field that does not depend on t
-                continue
             errors.plot(
                 steps["default"]["t0"], values, color=look.color, marker=look.marker, label=BLOCK_LABELS[name], **dots
             )
@@ -138,7 +138,7 @@ def step_errors(records: Records) -> Figure:
     axes[1, 0].set_ylabel("size of the step")
     axes[2, 0].set_ylabel("relative tolerance")
     figure.align_ylabels(axes[:, 0])
-    legend_above(figure, axes[:2, 0])
+    legend_above(figure, axes[:2].flatten())
     return figure
 
 
@@ -146,7 +146,7 @@ def _draw_shares(ax: Axes, shares: list[Mapping[str, float]]) -> None:
     table = pandas.DataFrame(shares)
     start = np.zeros(len(table))
     for name, look in BLOCK_LOOKS.items():
-        percent = 100 * table[name]
+        percent = 100 * table.get(name, 0 * start)
         bars = ax.barh(range(len(table)), percent, left=start, color=look.color, height=0.8)
         labels = [f"{BLOCK_LABELS[name]} {value:.1f} %" if value > 20 else "" for value in percent]
         ax.bar_label(bars, labels, label_type="center", fontsize=6)
@@ -271,5 +271,6 @@ def _links(ax: Axes, elbow: np.ndarray, tip: np.ndarray) -> None:
 
 
 def _columns(records: Records, *, height: float, num_rows: int, **ratios) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(WIDTH if len(records) > 1 else 0.7 * WIDTH, height), layout="constrained")
+    width = WIDTH * {1: 0.7, 2: 1.0}.get(len(records), 0.45 * len(records))
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(num_rows, len(records), squeeze=False, gridspec_kw=ratios)
