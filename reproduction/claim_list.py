@@ -203,6 +203,16 @@ def _of_the_law() -> Iterator[Claim]:
     for model in MODELS:
         for norm in ("default", "seminorm"):
             yield Claim(
+                f"For one batch and model the backward NFE of `{norm}` depend on loss scale / atol alone: {TITLES[model]}",
+                OURS,
+                "spread about the curve over the spread about a constant, of the case where it is largest",
+                partial(_symmetry, model, norm),
+                AtMost(0.25),
+                factor,
+                LAW.format("grid"),
+            )
+        for norm in ("default", "seminorm"):
+            yield Claim(
                 f"The backward NFE of `{norm}` fall on one curve against {CHOSEN[norm]}: {TITLES[model]}",
                 OURS,
                 "spread about the curve over the spread about a constant, over loss scales, atol, batches and widths",
@@ -254,6 +264,20 @@ def _collapse(model: str, norm: str, quantity: str, evidence: Evidence) -> Findi
     note = f"spread {percent(spread['nothing'])} about a constant, {percent(spread[quantity])} about the curve"
     share = spread[quantity] / spread["nothing"]
     return Finding(share, float("nan"), float("nan"), num_rows, "settings", (path,), note)
+
+
+def _symmetry(model: str, norm: str, evidence: Evidence) -> Finding | None:
+    found = evidence.measurement("law", model)
+    if found is None:
+        return None
+    path, record = found
+    shares = []
+    for case in record["cases"]:
+        spread = spreads([case], norm)
+        # Of a case where the NFE never change there is nothing to collapse.
+        if spread["nothing"] > 0:
+            shares.append(spread["loss scale / atol"] / spread["nothing"])
+    return Finding(max(shares), float("nan"), float("nan"), len(shares), "cases", (path,)) if shares else None
 
 
 def _between(model: str, evidence: Evidence) -> Finding | None:
