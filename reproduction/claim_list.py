@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import mean
 
-from scipy import stats
-
-from .claims import MEMORY, OURS, PAPER, Above, AtMost, Below, Claim, Holds, Within, factor, log_factor, percent, points
-from .collapse import CHOSEN, between, spreads
+from .claims import MEMORY, OURS, PAPER, Above, Below, Claim, Holds, Within, factor, log_factor, percent, points
+from .claims_of_law import TITLES, claims_of_law
 from .evidence import Evidence, Finding, Way, accuracy, backward_nfe, interval, loss, seconds
 from .fair_saving import Cost, Ratio
-from .law_subjects import MODELS
 from .published import PUBLISHED
 from .runs import TOLERANCES
-from .summary import CONFIDENCE
 from .typesetting import tolerances
 
 ACROBOT = (1e-4, 1e-4)
@@ -21,18 +16,14 @@ ACCURACY_MARGIN = 0.02
 """Within how many points of accuracy two ways learn alike; the paper's spread over seeds is about half a point."""
 LOSS_MARGIN = 0.1
 """Within which difference of the logarithm two losses are alike: a factor of 1.1."""
-LAW_MARGIN = 0.1
-"""By how much a predicted saving may be off: ten points."""
 RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
-LAW = "python -m reproduction.law {} --weights-dir reference/weights --results-dir reference"
 FAIR = "python -m reproduction.equal_error --weights-dir reference/weights --results-dir reference"
 DIAGNOSTICS = "python -m reproduction.diagnostics --results-dir reference --measurements step_errors"
-TITLES = {"speech_commands": "the Neural CDE", "acrobot": "acrobot", "neural_ode": "the small network"}
 
 
 def claims() -> list[Claim]:
     """All claims, in the order of the page."""
-    return [*_of_the_paper(), *_of_acrobot(), *_of_steps(), *_of_gradients(), *_of_ours(), *_of_the_law()]
+    return [*_of_the_paper(), *_of_acrobot(), *_of_steps(), *_of_gradients(), *_of_ours(), *claims_of_law()]
 
 
 def _ways(experiment: str, rtol: float, atol: float, norm: str = "seminorm", **options) -> tuple[Way, Way]:
@@ -197,87 +188,3 @@ def _of_ours() -> Iterator[Claim]:
             points,
             RUNS,
         )
-
-
-def _of_the_law() -> Iterator[Claim]:
-    for model in MODELS:
-        for norm in ("default", "seminorm"):
-            yield Claim(
-                f"The backward NFE of `{norm}` fall on one curve against {CHOSEN[norm]}: {TITLES[model]}",
-                OURS,
-                "spread about the curve over the spread about a constant, over loss scales, atol, batches and widths",
-                partial(_collapse, model, norm, CHOSEN[norm]),
-                AtMost(0.5),
-                factor,
-                LAW.format("grid"),
-            )
-        yield Claim(
-            f"The ratio of parameters to state sets the cost of `default`: {TITLES[model]}",
-            MEMORY,
-            "spread about the curve against that ratio over the spread about a constant",
-            partial(_collapse, model, "default", "parameters / state"),
-            AtMost(0.5),
-            factor,
-            LAW.format("grid"),
-        )
-        yield Claim(
-            f"The saving is largest where atol lies between the sizes of a_z and a_theta: {TITLES[model]}",
-            OURS,
-            "mean saving there minus the mean saving elsewhere, over the settings of the grid (Welch's interval)",
-            partial(_between, model),
-            Above(),
-            points,
-            LAW.format("grid"),
-        )
-    for text, quantity in (
-        ("from the size of a_z alone", CHOSEN["seminorm"]),
-        ("from the sizes of a_theta and a_z", CHOSEN["default"]),
-    ):
-        yield Claim(
-            f"What the seminorm saves at settings not measured before can be predicted within ten points {text}",
-            OURS,
-            "distance of the predicted saving from the measured one, over the further settings of all models",
-            partial(_prediction, quantity),
-            Below(LAW_MARGIN),
-            points,
-            f"{LAW.format('predict')}; {LAW.format('check')}",
-        )
-
-
-def _collapse(model: str, norm: str, quantity: str, evidence: Evidence) -> Finding | None:
-    found = evidence.measurement("law", model)
-    if found is None:
-        return None
-    path, record = found
-    spread = spreads(record["cases"], norm)
-    num_rows = sum(row["norm"] == norm for case in record["cases"] for row in case["rows"])
-    note = f"spread {percent(spread['nothing'])} about a constant, {percent(spread[quantity])} about the curve"
-    share = spread[quantity] / spread["nothing"]
-    return Finding(share, float("nan"), float("nan"), num_rows, "settings", (path,), note)
-
-
-def _between(model: str, evidence: Evidence) -> Finding | None:
-    found = evidence.measurement("law", model)
-    if found is None:
-        return None
-    path, record = found
-    inside, outside = between(record["cases"])
-    if min(len(inside), len(outside)) < 2:
-        return None
-    ends = stats.ttest_ind(inside, outside, equal_var=False).confidence_interval(CONFIDENCE)
-    note = f"{len(inside)} between, with {percent(mean(inside))} saved; elsewhere {percent(mean(outside))}"
-    difference = mean(inside) - mean(outside)
-    return Finding(difference, float(ends.low), float(ends.high), len(inside) + len(outside), "settings", (path,), note)
-
-
-def _prediction(of_default: str, evidence: Evidence) -> Finding | None:
-    """Of the settings whose NFE of `default` were predicted from this quantity."""
-    found = [
-        (path, abs(setting["predicted_saving"] - setting["measured_saving"]))
-        for model in MODELS
-        for path, record in [evidence.measurement("law_predictions", model) or (None, {"settings": []})]
-        for setting in record["settings"]
-        if "measured_saving" in setting and setting["predicted_from"]["default"] == of_default
-    ]
-    note = f"the farthest is {percent(max(distance for _, distance in found))} off" if found else ""
-    return interval([distance for _, distance in found], "settings", [path for path, _ in found], note)

@@ -119,6 +119,21 @@ def test_runs_of_other_seeds_data_or_epochs_are_no_pairs(copied):
     assert verdicts(copied)[SAVES] == ("not testable here", None)
 
 
+def test_of_several_numbers_of_epochs_the_most_count(copied):
+    def fewer_epochs(record):
+        record["epochs"], record["history"] = record["epochs"][:2], record["history"][:1]
+
+    for norm in ("default", "seminorm"):
+        folder = copied / "speech_commands" / SEMINORM.replace("seminorm", norm)
+        short = folder.with_name(f"{folder.name}-short")
+        shutil.copytree(folder, short)
+        for path in short.glob("*.json"):
+            change(path, fewer_epochs)
+    _, number = verdicts(copied)[SAVES]
+    assert (number.num, {path.parent.name.endswith("short") for path in number.files}) == (3, {False})
+    assert "24 epochs" in number.note
+
+
 def test_the_page_says_which_numbers_of_the_paper_were_not_checked():
     page = (ROOT / "results" / "CLAIMS.md").read_text(encoding="utf-8")
     for claim in claims():
