@@ -330,10 +330,10 @@ def test_standings_count_what_is_close():
 
 
 def test_decisions_follow_from_the_results():
-    first, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP))
+    first, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP), memory={"ours, discrete": 4.4})
     assert first == (
         "**In PyTorch start with `ours, discrete`.** It reaches the error in 9 of 9 cells, and takes 1.09 times the "
-        "time of the fastest there (geometric mean). `ours, seminorm`: 6 and 1.14."
+        "time of the fastest there (geometric mean), with up to 4 MiB. `ours, seminorm`: 6, 1.14, unknown memory."
     )
     told = "\n".join(others)
     assert "The fastest is most often" not in told
@@ -355,7 +355,7 @@ def test_decisions_follow_from_the_results():
 def test_decisions_turn_round_with_the_results():
     turned = {"ours, discrete": "ours, seminorm", "ours, seminorm": "ours, discrete"}
     other = [dataclasses.replace(it, contestant=turned.get(it.contestant, it.contestant)) for it in MADE_UP]
-    first, *others = decide(cells(other), WAYS, KINDS, failures(other))
+    first, *others = decide(cells(other), WAYS, KINDS, failures(other), memory={})
     assert "start with `ours, seminorm`" in first
     assert "`discrete` fails and some backward solve does not, is seen on 1 of 3 problems (wild)" in "\n".join(others)
 
@@ -363,7 +363,7 @@ def test_decisions_turn_round_with_the_results():
 def test_what_reaches_the_error_more_often_comes_first_and_the_fastest_is_named():
     fast = [made_up("calm", "ours, seminorm", *ROWS), made_up("wild", "ours, seminorm", *ROWS[:2])]
     sure = [made_up(problem, "ours, discrete", *SLOWER) for problem in ("calm", "wild")]
-    first, second, *_ = decide(cells(fast + sure), WAYS, KINDS, [])
+    first, second, *_ = decide(cells(fast + sure), WAYS, KINDS, [], memory={})
     assert "start with `ours, discrete`.** It reaches the error in 6 of 6 cells" in first
     assert second == (
         "**The fastest is most often `ours, seminorm`**: within 1.1 times of the least time in 5 of 6 cells, but it "
@@ -372,7 +372,7 @@ def test_what_reaches_the_error_more_often_comes_first_and_the_fastest_is_named(
 
 
 def test_nothing_measured_is_nothing_decided():
-    assert decide([], WAYS, KINDS, []) == ["Nothing was measured in PyTorch, so there is nothing to decide."]
+    assert decide([], WAYS, KINDS, [], memory={}) == ["Nothing was measured in PyTorch, so there is nothing to decide."]
     cell = Cell("calm", 1e-2, {"ours, discrete": 2.0, "ours, seminorm": 1.0})
     assert cell.ratios(["ours, discrete", "absent"]) == {"ours, discrete": 1.0}
     assert failures([made_up("calm", "ours, discrete", *ROWS)]) == []
