@@ -151,7 +151,7 @@ def _standings(gathered: Gathered) -> str:
         rows.append(
             {
                 "way": it.way,
-                "reaches the error": f"{it.num_reached} of {it.num_cells}",
+                "reaches the error": it.reached,
                 f"within {CLOSE:g} of the best of its framework": f"{own.num_close}" if own else "",
                 "typical time over it": f"{own.typical:.2f}" if own else "",
                 f"within {CLOSE:g} of the best of all": f"{it.num_close}",
@@ -230,6 +230,7 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         "num_times": len(problem.times),
         "reference": reference,
         "agreement": scientific(gathered.agreement(name)),
+        "absent": ", ".join(way for way in gathered.ways if way not in of_problem),
         "failed": "; ".join(_without_gradient(of_problem)),
         "front": _table(rows) if rows else "No way has an error below the limit.",
     }
