@@ -20,7 +20,6 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 import figures
-from benchmarks.adjoints.decisions import decide
 from benchmarks.adjoints.page import Gathered
 from benchmarks.adjoints.results import load_all as load_adjoints
 from common.results import Results, load_all
@@ -209,11 +208,10 @@ def _adjoints(folder: Path) -> dict[str, Any] | None:
     if not gathered.problems:
         return None
     markdown = MarkdownIt("commonmark", {"html": False})
-    sentences = decide(gathered.cells, gathered.ways, gathered.problems, gathered.failures)
     return {
         "num_problems": len(gathered.problems),
         "num_ways": len(gathered.ways),
-        "decisions": [Markup(markdown.renderInline(sentence)) for sentence in sentences],
+        "decisions": [Markup(markdown.renderInline(sentence)) for sentence in gathered.decisions()],
     }
 
 

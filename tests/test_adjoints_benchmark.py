@@ -329,17 +329,22 @@ def test_standings_count_what_is_close():
     assert (other.way, other.num_reached, other.num_close) == ("ours, seminorm", 6, 3)
 
 
+def test_a_way_is_judged_where_it_was_measured():
+    [standing] = standings(cells([*MADE_UP, made_up("calm", "ours, default", *ROWS[:2])]), ["ours, default"])
+    assert (standing.num_cells, standing.num_reached, standing.reached) == (3, 2, "2 of 3")
+
+
 def test_decisions_follow_from_the_results():
-    first, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP))
+    first, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP), memory={"ours, discrete": 4.4})
     assert first == (
         "**In PyTorch start with `ours, discrete`.** It reaches the error in 9 of 9 cells, and takes 1.09 times the "
-        "time of the fastest there (geometric mean). `ours, seminorm`: 6 and 1.14."
+        "time of the fastest there (geometric mean), with up to 4 MiB. `ours, seminorm`: 6 of 9, 1.14, unknown memory."
     )
     told = "\n".join(others)
     assert "The fastest is most often" not in told
     assert (
-        "For scientific models (n = 1 problem, 3 cells): `ours, seminorm` reaches the error in 3, within 1.1 times of "
-        "the fastest in 3; `ours, discrete` reaches the error in 3, within 1.1 times of the fastest in 0."
+        "For scientific models (n = 1 problem, 3 cells): `ours, seminorm` reaches the error in 3 of 3, within 1.1 "
+        "times of the fastest in 3; `ours, discrete` reaches the error in 3 of 3, within 1.1 times of the fastest in 0."
     ) in told
     assert "For neural networks of up to 10,000 parameters (n = 2 problems, 6 cells): `ours, discrete` reaches" in told
     assert "all of them fail and `discrete` does not on 1 of 3 problems (wild)" in told
@@ -355,7 +360,7 @@ def test_decisions_follow_from_the_results():
 def test_decisions_turn_round_with_the_results():
     turned = {"ours, discrete": "ours, seminorm", "ours, seminorm": "ours, discrete"}
     other = [dataclasses.replace(it, contestant=turned.get(it.contestant, it.contestant)) for it in MADE_UP]
-    first, *others = decide(cells(other), WAYS, KINDS, failures(other))
+    first, *others = decide(cells(other), WAYS, KINDS, failures(other), memory={})
     assert "start with `ours, seminorm`" in first
     assert "`discrete` fails and some backward solve does not, is seen on 1 of 3 problems (wild)" in "\n".join(others)
 
@@ -363,17 +368,17 @@ def test_decisions_turn_round_with_the_results():
 def test_what_reaches_the_error_more_often_comes_first_and_the_fastest_is_named():
     fast = [made_up("calm", "ours, seminorm", *ROWS), made_up("wild", "ours, seminorm", *ROWS[:2])]
     sure = [made_up(problem, "ours, discrete", *SLOWER) for problem in ("calm", "wild")]
-    first, second, *_ = decide(cells(fast + sure), WAYS, KINDS, [])
+    first, second, *_ = decide(cells(fast + sure), WAYS, KINDS, [], memory={})
     assert "start with `ours, discrete`.** It reaches the error in 6 of 6 cells" in first
     assert second == (
         "**The fastest is most often `ours, seminorm`**: within 1.1 times of the least time in 5 of 6 cells, but it "
-        "reaches the error in 5 only."
+        "reaches the error in 5 of 6 only."
     )
 
 
 def test_nothing_measured_is_nothing_decided():
-    assert decide([], WAYS, KINDS, []) == ["Nothing was measured in PyTorch, so there is nothing to decide."]
-    cell = Cell("calm", 1e-2, {"ours, discrete": 2.0, "ours, seminorm": 1.0})
+    assert decide([], WAYS, KINDS, [], memory={}) == ["Nothing was measured in PyTorch, so there is nothing to decide."]
+    cell = Cell("calm", 1e-2, {"ours, discrete": 2.0, "ours, seminorm": 1.0}, frozenset())
     assert cell.ratios(["ours, discrete", "absent"]) == {"ours, discrete": 1.0}
     assert failures([made_up("calm", "ours, discrete", *ROWS)]) == []
     assert failures(MADE_UP)[0] == Failures("calm", 1e-6, {"ours, seminorm": False}, discrete=False)
@@ -408,6 +413,7 @@ def test_the_page_shows_every_problem_that_was_measured(tmp_path):
     for title in ("Linear system of 8, turning", "Linear system of 8, damped by rates up to 40"):
         assert f"### {title}\n" in made
     assert "No gradient at rtol: ours, seminorm at 1e-6." in made
+    assert "Not measured: ours, seminorm." in made
     assert re.search(r"\| ours, discrete +\| +1e-4 \| +1.0e-4 \| +2,000 \|", made)
     figure = diagrams.work_precision(gathered.problems["damped"], gathered.curves("damped"), 1e-7)
     [axes] = figure.axes

@@ -19,6 +19,8 @@ KINDS = {
     "diffrax": ("diffrax, recursive checkpoints", ("diffrax, backsolve", "diffrax, backsolve, seminorm")),
 }
 """By library: the gradient of the steps taken, and the backward solves, by one method (dopri5)."""
+NUM_OTHERS = 3
+"""How many ways are named behind the first."""
 STRICT = 1e-4
 """Failures are told at such an rtol and tighter ones: at looser ones a large error is no surprise."""
 
@@ -34,7 +36,12 @@ def in_jax(ways: Iterable[str]) -> list[str]:
 
 
 def decide(
-    measured: Sequence[Cell], ways: Sequence[str], problems: Mapping[str, Problem], failed: Sequence[Failures]
+    measured: Sequence[Cell],
+    ways: Sequence[str],
+    problems: Mapping[str, Problem],
+    failed: Sequence[Failures],
+    *,
+    memory: Mapping[str, float],
 ) -> list[str]:
     """Sentences in Markdown, from the most general to the particular.
 
@@ -43,22 +50,28 @@ def decide(
         ways: the names of all contestants.
         problems: those of the cells, by name.
         failed: who fails where.
+        memory: the largest MiB of each way.
     """
+
+    def mebibytes(way: str) -> str:
+        return f"{memory[way]:.0f} MiB" if way in memory else "unknown memory"
+
     candidates = in_pytorch(ways)
     ranked = standings(measured, candidates)
     if not ranked:
         return ["Nothing was measured in PyTorch, so there is nothing to decide."]
     # First of all a way must come to the error; then it should be fast.
-    first, *others = sorted(ranked, key=lambda it: (-it.num_reached, it.typical))
+    first, *others = sorted(ranked, key=lambda it: (-it.reach, it.typical))
     parts = {
         f"errors of at most {scientific(target)}": [it for it in measured if it.target == target] for target in TARGETS
     }
     for trait, called in TRAITS.items():
         parts[called] = [cell for cell in measured if trait in problems[cell.problem].traits]
     return [
-        f"**In PyTorch start with `{first.way}`.** It reaches the error in {first.num_reached} of {first.num_cells} "
-        f"cells, and takes {first.typical:.2f} times the time of the fastest there (geometric mean)."
-        + "".join(f" `{it.way}`: {it.num_reached} and {it.typical:.2f}." for it in others[:3]),
+        f"**In PyTorch start with `{first.way}`.** It reaches the error in {first.reached} "
+        f"cells, and takes {first.typical:.2f} times the time of the fastest there (geometric mean), with up to "
+        f"{mebibytes(first.way)}."
+        + "".join(f" `{it.way}`: {it.reached}, {it.typical:.2f}, {mebibytes(it.way)}." for it in others[:NUM_OTHERS]),
         *_on_the_fastest(ranked[0], first),
         *(_for_part(called, part, candidates, first.way) for called, part in parts.items() if part),
         *_on_kinds(measured),
@@ -71,7 +84,7 @@ def _on_the_fastest(fastest: Standing, usual: Standing) -> Iterable[str]:
     """Who is the fastest most often, if it is another."""
     if fastest.way == usual.way:
         return
-    price = f", but it reaches the error in {fastest.num_reached} only" * (fastest.num_reached < usual.num_reached)
+    price = f", but it reaches the error in {fastest.reached} only" * (fastest.reach < usual.reach)
     yield (
         f"**The fastest is most often `{fastest.way}`**: within {CLOSE:g} times of the least time in "
         f"{fastest.num_close} of {fastest.num_cells} cells{price}."
@@ -87,7 +100,7 @@ def _for_part(called: str, part: Sequence[Cell], candidates: Sequence[str], usua
         return f"{begin} no way in PyTorch reaches the error."
     shown = [ranked[0], *(it for it in ranked[1:] if it.way == usual)]
     told = "; ".join(
-        f"`{it.way}` reaches the error in {it.num_reached}, within {CLOSE:g} times of the fastest in {it.num_close}"
+        f"`{it.way}` reaches the error in {it.reached}, within {CLOSE:g} times of the fastest in {it.num_close}"
         for it in shown
     )
     return f"{begin}: {told}."

@@ -96,6 +96,8 @@ class Cell:
     target: float
     seconds: Mapping[str, float]
     """Of the ways that reach it, by name."""
+    measured: frozenset[str]
+    """The ways that tried."""
 
     def ratios(self, ways: Iterable[str]) -> dict[str, float]:
         """The time of each of these ways that reaches the error, over the least time of these."""
@@ -112,7 +114,8 @@ def cells(all_results: Iterable[Results]) -> list[Cell]:
     for problem, curves in by_problem.items():
         for target in TARGETS:
             seconds = {name: seconds_for(points, target) for name, points in curves.items()}
-            found.append(Cell(problem, target, {name: time for name, time in seconds.items() if time is not None}))
+            reached = {name: time for name, time in seconds.items() if time is not None}
+            found.append(Cell(problem, target, reached, frozenset(curves)))
     return [cell for cell in found if cell.seconds]
 
 
@@ -122,11 +125,22 @@ class Standing:
 
     way: str
     num_cells: int
+    """In how many it was measured."""
     num_reached: int
     num_close: int
     """In how many it takes at most `CLOSE` times the least time."""
     typical: float
     """The geometric mean of its time over the least, where it reaches the error."""
+
+    @property
+    def reach(self) -> float:
+        """The share of the cells in which it was measured whose error it reaches."""
+        return self.num_reached / self.num_cells
+
+    @property
+    def reached(self) -> str:
+        """The same in words."""
+        return f"{self.num_reached} of {self.num_cells}"
 
 
 def standings(some: Sequence[Cell], ways: Sequence[str]) -> list[Standing]:
@@ -137,8 +151,11 @@ def standings(some: Sequence[Cell], ways: Sequence[str]) -> list[Standing]:
         own = [ratio[way] for ratio in ratios if way in ratio]
         if own:
             typical = math.exp(sum(map(math.log, own)) / len(own))
-            found.append(Standing(way, len(some), len(own), sum(ratio <= CLOSE for ratio in own), typical))
-    return sorted(found, key=lambda standing: (-standing.num_close, -standing.num_reached, standing.typical))
+            num_cells = sum(way in cell.measured for cell in some)
+            found.append(Standing(way, num_cells, len(own), sum(ratio <= CLOSE for ratio in own), typical))
+    return sorted(
+        found, key=lambda standing: (-standing.num_close / standing.num_cells, -standing.reach, standing.typical)
+    )
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Gathered:
         self.ways = [way for way in known if any(it.contestant == way and curve(it) for it in self.all)]
         self.cells = cells(self.all)
         self.failures = failures(self.all)
+        memory = {way: [it.mebibytes for it in self.measurements(way) if it.mebibytes is not None] for way in self.ways}
+        self.memory = {way: max(found) for way, found in memory.items() if found}
 
     def curves(self, problem: str) -> dict[str, list]:
         """The curve of each way at a problem."""
@@ -56,6 +58,10 @@ class Gathered:
     def agreement(self, problem: str) -> float:
         """How far the two ways agree on the reference."""
         return max(results.agreement for results in self.results[problem].values())
+
+    def decisions(self) -> list[str]:
+        """What they say to take."""
+        return decide(self.cells, self.ways, self.problems, self.failures, memory=self.memory)
 
     def measurements(self, way: str) -> list[Measurement]:
         """Those of a way that came to an end."""
@@ -93,7 +99,7 @@ def make_page(gathered: Gathered) -> str:
         num_measurements=sum(len(results.measurements) for results in gathered.all),
         ways=gathered.ways,
         targets=[scientific(target) for target in TARGETS],
-        decisions=decide(gathered.cells, gathered.ways, gathered.problems, gathered.failures),
+        decisions=gathered.decisions(),
         standings=_standings(gathered),
         failures=_failures(gathered),
         interpolated=_interpolated(gathered),
@@ -142,16 +148,15 @@ def _standings(gathered: Gathered) -> str:
     for it in standings(gathered.cells, gathered.ways):
         own = of_framework.get(it.way)
         measured = gathered.measurements(it.way)
-        memory = [measurement.mebibytes for measurement in measured if measurement.mebibytes is not None]
         rows.append(
             {
                 "way": it.way,
-                "reaches the error": f"{it.num_reached} of {it.num_cells}",
+                "reaches the error": it.reached,
                 f"within {CLOSE:g} of the best of its framework": f"{own.num_close}" if own else "",
                 "typical time over it": f"{own.typical:.2f}" if own else "",
                 f"within {CLOSE:g} of the best of all": f"{it.num_close}",
                 "typical time over that": f"{it.typical:.2f}",
-                "MiB, largest": f"{max(memory):.1f}" if memory else "",
+                "MiB, largest": f"{gathered.memory[it.way]:.1f}" if it.way in gathered.memory else "",
                 "first step, s, largest": f"{max(measurement.first_seconds for measurement in measured):.1f}",
             }
         )
@@ -225,6 +230,7 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         "num_times": len(problem.times),
         "reference": reference,
         "agreement": scientific(gathered.agreement(name)),
+        "absent": ", ".join(way for way in gathered.ways if way not in of_problem),
         "failed": "; ".join(_without_gradient(of_problem)),
         "front": _table(rows) if rows else "No way has an error below the limit.",
     }
