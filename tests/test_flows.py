@@ -166,6 +166,20 @@ def image_model(**options):
     return ImageDensity((1, 4, 4), 17, width=3, **{**POINTS, **options}).double()
 
 
+def test_images_whose_flow_stands_still_have_the_density_of_transformed_noise():
+    model = image_model(solve=solve).eval()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    levels = torch.randint(17, (3, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = (levels + model.draws.uniform("dequantisation", levels).double()) / 17
+    scale = 1 / (1 - 2 * ALPHA)
+    transforms = [torch.distributions.SigmoidTransform(), torch.distributions.AffineTransform(-ALPHA * scale, scale)]
+    noise = torch.distributions.Normal(torch.tensor(0.0, dtype=x.dtype), torch.tensor(1.0, dtype=x.dtype))
+    density = torch.distributions.TransformedDistribution(noise, transforms, validate_args=False)
+    expected = math.log2(17) - density.log_prob(x).flatten(1).mean(dim=1) / math.log(2)
+    torch.testing.assert_close(model(levels)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_log_determinant_of_images_is_that_of_the_whole_map():
     model = image_model(divergence="exact")
     x = random(1, 1, 4, 4)
