@@ -157,6 +157,50 @@ def test_the_table_of_errors():
     says("the seminorm in float64, one decade tighter than the tightest point (three on acrobot)")
 
 
+def claims():
+    """By its sentence, the number and the interval of each claim on the generated page."""
+    table = next(markdown_tables((ROOT / "results" / "CLAIMS.md").read_text(encoding="utf-8")))
+    return {row[1]: row[4:6] for row in table[1:]}
+
+
+def test_the_table_at_equal_error():
+    found = claims()
+    ways = {
+        "`seminorm`": "the seminorm",
+        "`discrete`": "`discrete`",
+        "`discrete` with bosh3": "`discrete` with bosh3",
+    }
+    for way, called in ways.items():
+        for rtol in ("1e-2", "1e-3"):
+            numbers = [
+                "{} ({})".format(*found[sentence])
+                for saved in ("evaluations", "CPU seconds")
+                if (sentence := f"At equal error of the gradient {called} at rtol {rtol} saves {saved}: the Neural CDE")
+                in found
+            ]
+            few = ", n = 7" if (way, rtol) == ("`discrete` with bosh3", "1e-3") else ""
+            says(f"| {way}, {rtol}{few} | {' | '.join(numbers)} |")
+
+
+def test_the_numbers_of_the_law():
+    found = claims()
+    curve = "The backward NFE of `{}` fall on one curve against RMS({}) / atol: {}"
+    cde, small = (
+        [found[curve.format(*norm, model)][0] for norm in (("default", "a_theta"), ("seminorm", "a_z"))]
+        for model in ("the Neural CDE", "the small network")
+    )
+    says(f"of the spread about a constant {cde[0]} and {cde[1]} are left")
+    says(f"so for `default` ({small[0]}), and for the seminorm not ({small[1]})")
+    ratio = "The ratio of parameters to state sets the cost of `default`: {}"
+    left = [found[ratio.format(model)][0] for model in ("the Neural CDE", "the small network")]
+    says(f"tells nothing of the cost ({left[0]} and {left[1]} are left)")
+    between = "The saving is largest where atol lies between the sizes of a_z and a_theta: the Neural CDE"
+    says(f"it is {found[between][0].removeprefix('-')[:-1]}s smaller there")
+    [(off, interval)] = [value for sentence, value in found.items() if "from the sizes of a_theta and a_z" in sentence]
+    low, high = re.findall(r"\+([\d.]+) points", interval)
+    says(f"it was off by {off.removeprefix('+')} in the mean ({low} to {high}, n = 9)")
+
+
 def decades(experiment):
     """By how much the reference of the errors is tighter than the tightest of their tolerances."""
     record = diagnosis("gradient_errors", experiment)
