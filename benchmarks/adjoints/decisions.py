@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from .contract import TRAITS, Problem
-from .fronts import CLOSE, TARGETS, Cell, Failures, Standing, library_of, scientific, standings
+from .fronts import CLOSE, TARGETS, Cell, Failures, Standing, complete, library_of, scientific, standings
 
 JAX = ("diffrax",)
 """Libraries for which a field must be written in JAX."""
@@ -57,16 +57,17 @@ def decide(
         return f"{memory[way]:.0f} MiB" if way in memory else "unknown memory"
 
     candidates = in_pytorch(ways)
-    ranked = standings(measured, candidates)
+    ranking = complete(measured, ways)
+    ranked = standings(ranking, candidates)
     if not ranked:
         return ["Nothing was measured in PyTorch, so there is nothing to decide."]
     # First of all a way must come to the error; then it should be fast.
     first, *others = sorted(ranked, key=lambda it: (-it.reach, it.typical))
     parts = {
-        f"errors of at most {scientific(target)}": [it for it in measured if it.target == target] for target in TARGETS
+        f"errors of at most {scientific(target)}": [it for it in ranking if it.target == target] for target in TARGETS
     }
     for trait, called in TRAITS.items():
-        parts[called] = [cell for cell in measured if trait in problems[cell.problem].traits]
+        parts[called] = [cell for cell in ranking if trait in problems[cell.problem].traits]
     return [
         f"**In PyTorch start with `{first.way}`.** It reaches the error in {first.reached} "
         f"cells, and takes {first.typical:.2f} times the time of the fastest there (geometric mean), with up to "
@@ -76,7 +77,7 @@ def decide(
         *(_for_part(called, part, candidates, first.way) for called, part in parts.items() if part),
         *_on_kinds(measured),
         _on_failures(failed),
-        *_on_frameworks(measured, ways),
+        *_on_frameworks(ranking, ways),
     ]
 
 
@@ -115,16 +116,17 @@ def _on_kinds(measured: Sequence[Cell]) -> Iterable[str]:
                 min((cell.seconds[way] for way in backsolves if way in cell.seconds), default=None),
             )
             for cell in measured
+            if discrete in cell.measured and not cell.measured.isdisjoint(backsolves)
         ]
         own, others = (sum(it[kind] is not None for it in seconds) for kind in (0, 1))
         ratios = [own / other for own, other in seconds if own is not None and other is not None]
         if ratios:
             yield (
-                f"**Steps or backward solve, in {library}**: `{discrete}` reaches the error in {own} cells, the best "
-                f"backward solve in {others}. Where both do, the first takes {statistics.median(ratios):.2f} times the "
-                f"time of the second (median; {min(ratios):.2f} to {max(ratios):.2f}; less than 1 / {CLOSE:g} times in "
-                f"{sum(ratio < 1 / CLOSE for ratio in ratios)} of {len(ratios)}, more than {CLOSE:g} times in "
-                f"{sum(ratio > CLOSE for ratio in ratios)})."
+                f"**Steps or backward solve, in {library}**: `{discrete}` reaches the error in {own} of "
+                f"{_counted(len(seconds), 'cell')}, the best backward solve in {others}. Where both do, the first "
+                f"takes {statistics.median(ratios):.2f} times the time of the second (median; {min(ratios):.2f} to "
+                f"{max(ratios):.2f}; less than 1 / {CLOSE:g} times in {sum(ratio < 1 / CLOSE for ratio in ratios)} of "
+                f"{len(ratios)}, more than {CLOSE:g} times in {sum(ratio > CLOSE for ratio in ratios)})."
             )
 
 

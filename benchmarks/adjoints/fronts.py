@@ -119,6 +119,11 @@ def cells(all_results: Iterable[Results]) -> list[Cell]:
     return [cell for cell in found if cell.seconds]
 
 
+def complete(some: Sequence[Cell], ways: Iterable[str]) -> Sequence[Cell]:
+    """Those at whose problems all of these ways were measured, so that all can be ranked; else all cells."""
+    return [cell for cell in some if cell.measured.issuperset(ways)] or some
+
+
 @dataclass(frozen=True)
 class Standing:
     """How a way does among others, over some cells."""

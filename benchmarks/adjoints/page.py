@@ -18,7 +18,20 @@ from reproduction.style import render
 from . import diagrams, measuring, references
 from .contract import MAX_STEPS
 from .decisions import decide, in_jax, in_pytorch
-from .fronts import CLOSE, TARGETS, WRONG, Failures, cells, curve, failures, front, scientific, seconds_for, standings
+from .fronts import (
+    CLOSE,
+    TARGETS,
+    WRONG,
+    Failures,
+    cells,
+    complete,
+    curve,
+    failures,
+    front,
+    scientific,
+    seconds_for,
+    standings,
+)
 from .names import find_contestants, find_problems
 from .results import COMMITTED, Measurement, Results, load_all
 
@@ -100,6 +113,7 @@ def make_page(gathered: Gathered) -> str:
         ways=gathered.ways,
         targets=[scientific(target) for target in TARGETS],
         decisions=gathered.decisions(),
+        num_ranked=len({cell.problem for cell in complete(gathered.cells, gathered.ways)}),
         standings=_standings(gathered),
         failures=_failures(gathered),
         interpolated=_interpolated(gathered),
@@ -143,9 +157,10 @@ def _milliseconds(seconds: float) -> str:
 
 def _standings(gathered: Gathered) -> str:
     groups = [in_pytorch(gathered.ways), in_jax(gathered.ways)]
-    of_framework = {it.way: it for group in groups for it in standings(gathered.cells, group)}
+    ranking = complete(gathered.cells, gathered.ways)
+    of_framework = {it.way: it for group in groups for it in standings(ranking, group)}
     rows = []
-    for it in standings(gathered.cells, gathered.ways):
+    for it in standings(ranking, gathered.ways):
         own = of_framework.get(it.way)
         measured = gathered.measurements(it.way)
         rows.append(
