@@ -29,7 +29,7 @@ class Record(Mapping):
                 yield item.name
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
     def keys(self) -> KeysView[str]:
         """The names. Unlike Mapping's, they print as names alone."""

@@ -20,6 +20,7 @@ from .runs import way_of, whole_config
 from .style import (
     GREY,
     LOOKS,
+    UNWEIGHED,
     WIDTH,
     NothingToDraw,
     count_axis,
@@ -108,8 +109,7 @@ def backward_nfe(results: Sequence[Results]) -> Figure:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (tolerances, part) in zip(axes, panels, strict=True):
         _draw_bands(ax, part, "backward_nfe")
-        forward = part.groupby("epoch")["forward_nfe"].mean()
-        ax.plot(forward.index, forward, color=GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), label="forward (all norms)")
+        _draw_forward(ax, part)
         ax.set(title=_title(tolerances, part), xlabel="epoch", ylim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("backward NFE per gradient step")
@@ -205,6 +205,19 @@ def _draw_bands(ax, table: pandas.DataFrame, quantity: str) -> None:
             by_epoch.index, by_epoch["mean"], color=look.color, linestyle=look.linestyle, linewidth=look.linewidth,
             marker=look.marker, markevery=max(1, len(by_epoch) // 8), label=norm,
         )  # fmt: skip
+
+
+def _draw_forward(ax, table: pandas.DataFrame) -> None:
+    """The forward solve, the same for all norms; but not where it does not weigh integrals."""
+    is_unweighed = table["norm"] == UNWEIGHED
+    dotted = dict(linewidth=0.9, linestyle=(0, (1, 1.5)))
+    for rows, color, which in (
+        (table[~is_unweighed], GREY, "all norms"),
+        (table[is_unweighed], LOOKS[UNWEIGHED].color, "unweighed"),
+    ):
+        if len(rows):
+            forward = rows.groupby("epoch")["forward_nfe"].mean()
+            ax.plot(forward.index, forward, color=color, label=f"forward ({which})", **dotted)
 
 
 def num_batches_of(result: Results) -> int:

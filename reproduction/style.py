@@ -17,7 +17,8 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 WIDTH = 7.0
 """Inches of a figure that spans a page's text."""
 LEGEND_COLUMN = 1.4
-"""Inches that an entry of a legend takes."""
+"""Inches that an entry of a legend takes; one of more than `LONG_LABEL` characters 1.7 times as many."""
+LONG_LABEL = 25
 GREY = "#666666"
 
 styled = matplotlib.rc_context(
@@ -62,6 +63,7 @@ class Look:
     linewidth: float = 1.4
 
 
+UNWEIGHED = "seminorm, integrals unweighed"
 LOOKS = {
     "default": Look("#0072B2", "-", "o", 2.0),
     "per-tensor": Look("#009E73", (0, (6, 1.5, 1.5, 1.5)), "^"),
@@ -69,7 +71,7 @@ LOOKS = {
     "seminorm": Look("#D55E00", (0, (4, 2)), "s"),
     "seminorm, warm start": Look("#D55E00", (0, (1, 2)), "P"),
     "seminorm, integrals backward": Look("#7B3F9E", (0, (3, 1)), "X"),
-    "seminorm, integrals unweighed": Look("#7B3F9E", (0, (5, 1, 1, 1)), "*"),
+    UNWEIGHED: Look("#7B3F9E", (0, (5, 1, 1, 1)), "*"),
     "discrete": Look("#000000", (0, (8, 2)), "v", 1.0),
     "discrete, bosh3": Look("#E69F00", (0, (2, 1, 1, 1)), "p"),
 }
@@ -119,7 +121,8 @@ def legend_above(figure: Figure, axes: Sequence[Axes]) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     order = [*(name for name in LOOKS if name in found), *(name for name in found if name not in LOOKS)]
-    ncols = min(len(order), int(figure.get_figwidth() / LEGEND_COLUMN))
+    column = LEGEND_COLUMN * (1.7 if max(map(len, order)) > LONG_LABEL else 1)
+    ncols = min(len(order), int(figure.get_figwidth() / column))
     figure.legend([found[label] for label in order], order, loc="outside upper center", ncols=ncols)
 
 

@@ -98,8 +98,9 @@ def test_the_runs_are_as_described(runs):
 def test_committed_files_name_no_folder_of_a_machine(path):
     config = json.loads(path.read_bytes()).get("config", {})
     for setting in ("results_dir", "data_root"):
-        assert not Path(config.get(setting) or "").is_absolute()
-        assert ".." not in Path(config.get(setting) or "").parts
+        folder = Path(config.get(setting) or "")
+        assert not folder.is_absolute()
+        assert ".." not in folder.parts
 
 
 def is_first_seminorm(config):
