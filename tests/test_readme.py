@@ -206,6 +206,35 @@ def test_the_numbers_of_the_law():
     says(f"it was off by {off.removeprefix('+')} in the mean ({low} to {high}, n = 9)")
 
 
+def test_the_table_of_flows():
+    gradients, integrals = (diagnosis(name, "flow")["rows"] for name in ("gradient_errors", "integrals"))
+
+    def cell(rows, rtol, **wanted):
+        rows = [
+            row for row in rows if row["rtol"] == rtol and all(row[name] == value for name, value in wanted.items())
+        ]
+        forward, backward, error = (
+            statistics.median(row[name] for row in rows) for name in ("forward_nfe", "backward_nfe", "error")
+        )
+        return f"{forward:.0f} + {backward:.0f}: {error:.1e}"
+
+    for rtol in sorted({row["rtol"] for row in gradients}):
+        row = [cell(gradients, rtol, adjoint=adjoint) for adjoint in ("default", "seminorm", "discrete")]
+        row.append(cell(integrals, rtol, integrals="unweighed"))
+        says(f"| 1e{round(math.log10(rtol))} | {' | '.join(row)} |")
+    shares = [share["a_t"] for share in diagnosis("step_errors", "flow")["shares"]]
+    says(f"sets the steps, in {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the attempted ones")
+    assert all(share["a_theta"] == 0 for share in diagnosis("step_errors", "flow")["shares"])
+
+
+def test_the_trained_flows(runs):
+    found = {run.config["norm"] + run.config.get("integrals", "none"): run for run in runs if run.experiment == "flow"}
+    default, unweighed = found["defaultnone"], found["seminormunweighed"]
+    says(f"the test NLL is {unweighed.test_metrics.nll:.3f}, with `default` {default.test_metrics.nll:.3f}")
+    nfe = [sum(epoch.backward_nfe for epoch in run.epochs) for run in (unweighed, default)]
+    says(f"for {100 * (1 - nfe[0] / nfe[1]):.0f} % fewer backward NFE")
+
+
 def decades(experiment):
     """By how much the reference of the errors is tighter than the tightest of their tolerances."""
     record = diagnosis("gradient_errors", experiment)
