@@ -75,8 +75,8 @@ CAPTIONS = {
         "Charts of the backward NFE against the factor on the loss and against the size of the adjoint over atol, and "
         "of what the seminorm saves, with predictions and what was measured then; a column for each model.",
         "Above, a line is a case (weights, width, batch) at one absolute tolerance. In the middle the same points lie "
-        "against the size of the adjoint over atol, with the curve that predictions are made by. Below, rings were "
-        "predicted before the dots were measured.",
+        "against the size of the adjoint over atol (of a_θ for default, of a_z for the seminorm), with the curve that "
+        "they spread about. Below, rings were predicted before the dots were measured.",
     ),
     "equal-error": Caption(
         "What is saved at the same error",

@@ -45,8 +45,8 @@ def law(records: Records, predictions: Records) -> Figure:
             f"{norm}: {spread[norm]['nothing']:.0%} to {spread[norm][CHOSEN[norm]]:.0%}".replace("%", " %")
             for norm in DRAWN
         ]
-        collapsed.set(title="\n".join(["spread about a constant, about the curve", *texts]), xscale="log")
-        collapsed.set_xlabel(r"RMS of $a_\theta$ (default), $a_z$ (seminorm) / atol")
+        collapsed.set(title="\n".join(["spread: constant, curve", *texts]), xscale="log")
+        collapsed.set_xlabel(r"RMS of $a_\theta$ or $a_z$ / atol")
         _draw_savings(shares, cases, predictions.get(model, {}).get("settings", ()))
     axes[0, 0].set_ylabel("backward NFE /\nthose of $z$ alone")
     axes[1, 0].set_ylabel("backward NFE /\nthose of $z$ alone")
@@ -143,7 +143,7 @@ def _draw_ratios(ax: Axes, found: Sequence[Fair]) -> None:
         ax.plot(ratio.middle, place, color=look.color, marker=look.marker, linestyle="", **fill)
         labels.append(f"{fair.adjoint}{', warm' * fair.warm_start}, {fair.method} {fair.rtol:g}")
     ax.axvline(1.0, color=GREY, linewidth=0.8)
-    ax.set_xlabel("NFE over those of default, dopri5, at the same error")
+    ax.set_xlabel("NFE over those of default, same error")
     _number_axis(ax.xaxis)
     ax.set_yticks(range(len(labels)), labels, fontsize=5.5)
     ax.invert_yaxis()
