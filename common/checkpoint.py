@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from . import files
 from .errors import Interrupted, RunBusy, TrainingFailed
 from .measuring import Pass
 from .progress import say
-from .records import read_as
+from .records import plain, read_as
 from .results import Epoch, HistoryEntry, Results
 
 SCHEMA = 1
@@ -145,9 +145,9 @@ class State:
         on_gpu = torch.cuda.is_initialized()
         return {
             "plain": {name: getattr(self, name) for name in self.PLAIN},
-            "training": asdict(self.training),
-            "epochs": [asdict(epoch) for epoch in self.results.epochs],
-            "history": [asdict(entry) for entry in self.results.history],
+            "training": plain(self.training),
+            "epochs": plain(self.results.epochs),
+            "history": plain(self.results.history),
             "start_time": self.results.start_time,
             "model": self.results.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
