@@ -235,8 +235,10 @@ def test_the_trained_flows(runs):
     found = {run.config["norm"] + run.config.get("integrals", "none"): run for run in runs if run.experiment == "flow"}
     default, unweighed = found["defaultnone"], found["seminormunweighed"]
     says(f"the test NLL is {unweighed.test_metrics.nll:.3f}, with `default` {default.test_metrics.nll:.3f}")
-    nfe = [sum(epoch.backward_nfe for epoch in run.epochs) for run in (unweighed, default)]
-    says(f"for {100 * (1 - nfe[0] / nfe[1]):.0f} % fewer backward NFE")
+    nfe = {name: sum(epoch.backward_nfe for epoch in run.epochs) for name, run in found.items()}
+    saved = {name: f"{100 * (1 - own / nfe['defaultnone']):.0f} %" for name, own in nfe.items()}
+    says(f"for {saved['seminormunweighed']} fewer backward NFE; the seminorm alone saves {saved['seminormnone']}, and")
+    says(f"and `discrete` {saved['discretenone']} (one pair each, so no interval)")
 
 
 def decades(experiment):

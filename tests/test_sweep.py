@@ -18,6 +18,7 @@ from test_results import EPOCH, make_results
 from common.results import Epoch, load_all, make_directory, read_as, save
 from reproduction import local_engine
 from reproduction import sweep as sweep_module
+from reproduction.experiments import EXPERIMENTS
 from reproduction.local_engine import devices_of, run_locally
 from reproduction.runs import Run
 from reproduction.status import CRASHED, Status, estimated_seconds, on_found_data, statuses
@@ -169,7 +170,8 @@ def test_runs_on_other_data_are_not_done(tmp_path):
     assert sum(started.values()) == 1
 
 
-def test_without_data_at_hand_runs_are_on_those_that_most_results_have(tmp_path):
+def test_without_data_at_hand_runs_are_on_those_that_most_results_have(tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "toy", replace(EXPERIMENTS["acrobot"], name="toy", data_settings=()))
     runs = [Run("toy", {"norm": "seminorm", "seed": seed}) for seed in range(3)]
     assert [run.digest for run in on_found_data(runs, [])] == [None] * 3
     put(tmp_path, runs[0], "completed", ended=10.0, provenance=made_on("few"))
