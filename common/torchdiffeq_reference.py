@@ -82,16 +82,17 @@ def solve(problem: Problem) -> Solution:
     It forgets all later jumps once a step happens to end on one.
 
     Raises:
-        ValueError: for what only our own solver knows: a warm start, compiled attempts, integrals, observers, callbacks
-            of func, and ways to differentiate that are not ours by name.
+        ValueError: for what only our own solver knows: a warm start, compiled attempts, integrals, tensors as
+            tolerances, observers, callbacks of func, and ways to differentiate that are not ours by name.
         SolverError: where torchdiffeq would raise AssertionError.
     """
     adjoint, forward, backward = problem.adjoint, problem.forward, problem.backward
     is_ours = problem.compile or problem.num_integrals or problem.observer("forward", problem.split)
-    if adjoint not in ADJOINTS.values() or is_ours:
+    tolerances = (forward.rtol, forward.atol, backward.rtol, backward.atol)
+    if adjoint not in ADJOINTS.values() or is_ours or any(isinstance(value, Tensor) for value in tolerances):
         raise ValueError(
-            "solver='torchdiffeq' has no warm_start, no compile, no integrals, no observers, no callbacks: use "
-            "solver='torchadjoint'"
+            "solver='torchdiffeq' has no warm_start, no compile, no integrals, no tensors as tolerances, no observers, "
+            "no callbacks: use solver='torchadjoint'"
         )
     if forward.method.name not in SAME_STEPS:
         raise ValueError(

@@ -431,6 +431,8 @@ NET, Y0 = Network(), random(2, 3)
         bad(NET, Y0, T, adjoint_atol=-1, match="adjoint_atol is -1"),
         bad(NET, Y0, T, first_step=0.0, match="first_step is 0.0"),
         bad(NET, Y0, T, max_num_steps=0, match="max_num_steps is 0"),
+        bad(NET, Y0, T, max_step=torch.ones(3), match=r"max_step is tensor\(\[1., 1., 1.\]\), but must be"),
+        bad(NET, Y0, T, adjoint_atol=torch.ones(3), solver="torchdiffeq", match="no tensors as tolerances"),
         bad(NET, Y0, T, warm_start=True, match="unknown option 'warm_start': use one of 'first_step'"),
         bad(NET, Y0, T, adjoint="l2", match="adjoint is 'l2', but must be one of 'default'"),
         bad(

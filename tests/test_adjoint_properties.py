@@ -61,7 +61,8 @@ def test_linear_fields_are_solved_and_differentiated_to_the_tolerance(seed, size
     for gradient, expected in zip(ours.gradients, exact.gradients, strict=True):
         assert (gradient is None) == (expected is None)
         if gradient is not None:
-            assert_close(gradient, expected, 100 * tolerance)
+            # The integral of the parameters' gradient is in no norm of the seminorm's.
+            assert_close(gradient, expected, (1000 if adjoint == "seminorm" else 100) * tolerance)
 
 
 @quick

@@ -1,6 +1,7 @@
 """How one direction of a solve steps: its method, its tolerances and every option of either, checked once."""
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -93,7 +94,7 @@ def make_stepping(
         first_step=lambda name, value: arguments.number(name, _plain(value), maximum=largest),
         step_t=lambda name, value: tuple(arguments.step_times(name, value, largest)),
         min_step=lambda name, value: arguments.number(name, _plain(value), minimum=0, maximum=largest),
-        max_step=lambda name, value: math.inf if value == math.inf else arguments.number(name, _plain(value)),
+        max_step=_step_limit,
         safety=lambda name, value: arguments.number(name, _plain(value)),
         ifactor=lambda name, value: arguments.number(name, _plain(value), minimum=1),
         dfactor=lambda name, value: arguments.number(name, _plain(value), maximum=1),
@@ -132,6 +133,11 @@ def _plain(value: Any) -> Any:
     """A tensor of one entry as the number in it; anything else as it is."""
     is_number = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
     return value.item() if is_number else value
+
+
+def _step_limit(name: str, value: Any) -> float:
+    value = _plain(value)
+    return value if isinstance(value, numbers.Real) and value == math.inf else arguments.number(name, value)
 
 
 def _function(name: str, value: Any) -> Callable:
