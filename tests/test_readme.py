@@ -417,6 +417,14 @@ def test_the_comparison_with_diffrax_on_amd():
     shares = [of_problem[problem]["ours, seminorm"]["% of the floor"] for problem in (small, large)]
     says(f"share of `seminorm` is {shares[0]} and {shares[1]} %")
 
+    [times] = benchmark(RESULTS / "gradient_step-amd-network.md")
+    [network] = times.values()
+    speed = {name: float(row["times faster than the first"]) for name, row in network.items()}
+    compiled, warm = (speed[f"ours, {way}"] for way in ("discrete, compiled", "seminorm, compiled, warm start"))
+    ahead = [f"{speed['diffrax, recursive checkpoints'] / own:.2f}" for own in (compiled, warm)]
+    says(f"stay ahead by {ahead[0]} times over compiled `discrete`, and by {ahead[1]} over the compiled warm start")
+    says(f"ours is {compiled / speed['diffrax, backsolve with the seminorm']:.1f} times faster than its backsolve")
+
     [times] = benchmark(RESULTS / "gradient_step-amd-1024.md")
     of_problem = {title.rpartition(",")[0]: rows for title, rows in times.items()}
     paper = "Neural CDE, batch 1024"
