@@ -1,1 +1,1 @@
-"""What both experiments share: the solver and its adjoint, the training loop, and the results."""
+"""What the experiments share: settings, the training loop, checkpoints and results."""

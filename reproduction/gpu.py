@@ -196,7 +196,7 @@ def main(options: Options) -> None:
     rows = []
     for experiment in EXPERIMENTS:
         config_class = importlib.import_module(experiment).Config
-        data = {"data_root": options.data_root} if "data_root" in EXPERIMENTS[experiment].data_settings else {}
+        data = {} if EXPERIMENTS[experiment].stand_in is None else {"data_root": options.data_root}
         rows += gradient_steps(experiment, config_class("cuda", "seminorm", **data), options.rounds)
         print(table([row for row in rows if row["experiment"] == experiment]).to_markdown(index=False), flush=True)
     started = time.perf_counter()

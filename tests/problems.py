@@ -30,6 +30,17 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
+class Plain(nn.Module):
+    """Hides that a field has a version of its own for the solver."""
+
+    def __init__(self, func):
+        super().__init__()
+        self.func = func
+
+    def forward(self, t, y):
+        return self.func(t, y)
+
+
 class Linear(nn.Module):
     """dy/dt = A y, for states (..., size)."""
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from problems import random
-from torch import nn
+from problems import Plain, random
 
 from fields.concatsquash import ConcatSquashField
 from flows.continuous import FlowField
@@ -12,17 +11,6 @@ from torchadjoint import ADJOINTS, solve
 
 WAYS = sorted(ADJOINTS.keys() - {"as-published"})
 TIMES = torch.tensor([0.0, 0.5], dtype=torch.float64)
-
-
-class Plain(nn.Module):
-    """A module without its field written for the solver."""
-
-    def __init__(self, func):
-        super().__init__()
-        self.func = func
-
-    def forward(self, t, y):
-        return self.func(t, y)
 
 
 def make(activation="tanh", num_dims=3, is_estimated=False, batch=5, widths=(7, 6)):

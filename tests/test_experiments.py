@@ -1,4 +1,4 @@
-"""Both experiments through their own doors: `main` and the command line."""
+"""Speech Commands and acrobot through their own doors: `main` and the command line."""
 
 import inspect
 import os

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import F64, random
+from problems import F64, Plain, random
 from torch import nn
 
 from flows.continuous import FlowField
@@ -48,15 +48,6 @@ def test_values_and_gradients_are_the_closed_form(adjoint):
     gradients = torch.autograd.grad((found * weights).sum(), [z0, l0, func.k])
     expected = torch.autograd.grad((exact(z0, l0, func.k) * weights).sum(), [z0, l0, func.k])
     torch.testing.assert_close(gradients, expected, rtol=1e-7, atol=1e-7)
-
-
-class Plain(nn.Module):
-    def __init__(self, func):
-        super().__init__()
-        self.func = func
-
-    def forward(self, t, y):
-        return self.func(t, y)
 
 
 @pytest.mark.parametrize("wrap", [Plain, lambda func: func], ids=["autograd", "fused"])

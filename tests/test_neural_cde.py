@@ -3,8 +3,7 @@ import functools
 import pytest
 import torch
 import torchcde
-from problems import F64, distance, random, random_walks
-from torch import nn
+from problems import F64, Plain, distance, random, random_walks
 
 from fields import neural_cde
 from fields.neural_cde import NeuralCDEField
@@ -124,17 +123,6 @@ def test_the_path_goes_on_straight_beyond_its_ends_and_must_not_have_knots_in_a_
     for piece in ((0.0, 5.0), (5.0, 0.0), (1.0, 2.5), (1.5, 1.0 - 0.1)):
         with pytest.raises(ValueError, match=r"a knot between .* jump_t=path\.grid_points"):
             fused.enter(*piece)
-
-
-class Plain(nn.Module):
-    """Hides that a field has a version of its own for the solver."""
-
-    def __init__(self, func):
-        super().__init__()
-        self.func = func
-
-    def forward(self, t, y):
-        return self.func(t, y)
 
 
 def train_step(func, batch, dtype=F64, **options):

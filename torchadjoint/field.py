@@ -154,7 +154,20 @@ class AutogradField:
         return tuple(piece.view_as(target) for piece, target in zip(pieces, self.parameters, strict=True))
 
 
-class CoupledField:
+class _Around:
+    """A field around another one: what does not read or write a state is the other's."""
+
+    def __init__(self, field: Field):
+        self.field = field
+        self.parameter_sizes = field.parameter_sizes
+        self.is_static = field.is_static
+        self.enter = field.enter
+        self.add_parameter_product = field.add_parameter_product
+        self.reuse_slot = field.reuse_slot
+        self.unflatten = field.unflatten
+
+
+class CoupledField(_Around):
     """A field of a flat state as one of its front part, for a backward solve that leaves out the integrals behind it.
 
     Args:
@@ -164,13 +177,7 @@ class CoupledField:
     """
 
     def __init__(self, field: Field, num_coupled: int, like: Tensor):
-        self.field = field
-        self.parameter_sizes = field.parameter_sizes
-        self.is_static = field.is_static
-        self.enter = field.enter
-        self.add_parameter_product = field.add_parameter_product
-        self.reuse_slot = field.reuse_slot
-        self.unflatten = field.unflatten
+        super().__init__(field)
         # A field that does read integrals gets NaN, so that its gradient is never wrong in silence.
         self.state = torch.full_like(like, torch.nan)
         self.cotangent, self.out = torch.zeros_like(like), torch.zeros_like(like)
@@ -196,7 +203,7 @@ class CoupledField:
         out.copy_(self.front_out)
 
 
-class TupleField:
+class TupleField(_Around):
     """A field of a tuple of tensors, as the one of a flat vector that the solver has.
 
     Args:
@@ -205,15 +212,9 @@ class TupleField:
     """
 
     def __init__(self, field: Field, shapes: Sequence[torch.Size]):
-        self.field = field
+        super().__init__(field)
         self.shapes = shapes
         self.sizes = [shape.numel() for shape in shapes]
-        self.parameter_sizes = field.parameter_sizes
-        self.is_static = field.is_static
-        self.enter = field.enter
-        self.add_parameter_product = field.add_parameter_product
-        self.reuse_slot = field.reuse_slot
-        self.unflatten = field.unflatten
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
         self.field.evaluate(t, self._split(y), self._split(out))
