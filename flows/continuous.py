@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fields.concatsquash import ConcatSquashField
-from torchadjoint import Solution
+from fields.convolutions import ConvolutionsField
+from torchadjoint import Field, Solution
 from torchadjoint.statistics import SolveStatistics, Statistics
 
-from .networks import ConcatSquash
+from .networks import ConcatSquash, Convolutions
 
 Solve = Callable[..., Solution]
 """`torchadjoint.solve` with its tolerances and adjoint."""
+FIELDS = {ConcatSquash: ConcatSquashField, Convolutions: ConvolutionsField}
+"""What is written for the solver of a flow along each kind of network."""
 
 
 class FlowField(nn.Module):
@@ -47,11 +50,11 @@ class FlowField(nn.Module):
         return velocity, divergence
 
     @property
-    def fused_field(self) -> Callable[[tuple[Tensor, Tensor]], ConcatSquashField]:
-        """The same, written for the solver; only a `ConcatSquash` has it."""
-        if not isinstance(self.network, ConcatSquash):
+    def fused_field(self) -> Callable[[tuple[Tensor, Tensor]], Field]:
+        """The same, written for the solver; only the networks of this package have it."""
+        if type(self.network) not in FIELDS:
             raise AttributeError("fused_field")
-        return functools.partial(ConcatSquashField, self.network, self.probe)
+        return functools.partial(FIELDS[type(self.network)], self.network, self.probe)
 
 
 def exact_divergence(velocity: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:

@@ -5,24 +5,35 @@ import torch
 from problems import Plain, random
 
 from fields.concatsquash import ConcatSquashField
+from fields.convolutions import ConvolutionsField
 from flows.continuous import FlowField
-from flows.networks import ConcatSquash
+from flows.networks import ConcatSquash, Convolutions
 from torchadjoint import ADJOINTS, solve
 
 WAYS = sorted(ADJOINTS.keys() - {"as-published"})
 TIMES = torch.tensor([0.0, 0.5], dtype=torch.float64)
 
 
-def make(activation="tanh", num_dims=3, is_estimated=False, batch=5, widths=(7, 6)):
+def make(shape=(3,), activation="tanh", is_estimated=False, batch=5, widths=(7, 6)):
+    """Of points, or of images if their shape has channels, height and width."""
     torch.manual_seed(0)
-    network = ConcatSquash([num_dims, *widths, num_dims], activation).double()
-    return FlowField(network, random(batch, num_dims).sign() if is_estimated else None)
+    if len(shape) == 3:
+        network = Convolutions(shape[0], width=4).double()
+    else:
+        network = ConcatSquash([*shape, *widths, *shape], activation).double()
+    return FlowField(network, random(batch, *shape).sign() if is_estimated else None)
 
 
 CASES = [
-    dict(activation=activation, num_dims=num_dims, is_estimated=is_estimated)
-    for activation in ("tanh", "softplus")
-    for num_dims in (1, 3)
+    dict(shape=shape, activation=activation, is_estimated=is_estimated)
+    for shape, activation in (
+        ((1,), "tanh"),
+        ((3,), "tanh"),
+        ((1,), "softplus"),
+        ((3,), "softplus"),
+        ((1, 4, 5), "softplus"),
+        ((2, 3, 3), "softplus"),
+    )
     for is_estimated in (False, True)
 ]
 
@@ -30,8 +41,8 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_values_and_products_are_those_of_autograd(case):
     func, t = make(**case), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    x = random(5, case["num_dims"]).requires_grad_()
-    cotangent = (random(5, case["num_dims"]), random(5))
+    x = random(5, *case["shape"]).requires_grad_()
+    cotangent = (random(5, *case["shape"]), random(5))
     velocity, divergence = func(t, (x, x.new_zeros(5)))
     loss = (velocity * cotangent[0]).sum() + (divergence * cotangent[1]).sum()
     by_x, by_time, *by_parameters = torch.autograd.grad(loss, [x, t, *func.parameters()])
@@ -55,12 +66,13 @@ def test_values_and_products_are_those_of_autograd(case):
 
 
 @pytest.mark.parametrize("is_estimated", [False, True])
+@pytest.mark.parametrize("shape", [(2,), (1, 3, 3)], ids=["points", "images"])
 @pytest.mark.parametrize("adjoint", WAYS)
-def test_solves_and_gradients_are_those_of_autograd(adjoint, is_estimated):
+def test_solves_and_gradients_are_those_of_autograd(adjoint, shape, is_estimated):
     found = []
     for wrap in (Plain, lambda func: func):
-        func = make(is_estimated=is_estimated, num_dims=2)
-        x = random(5, 2).requires_grad_()
+        func = make(shape, is_estimated=is_estimated)
+        x = random(5, *shape).requires_grad_()
         solution = solve(wrap(func), (x, x.new_zeros(5)), TIMES, rtol=1e-5, atol=1e-5, adjoint=adjoint)
         points, changes = solution.y
         (points[-1].pow(3).sum() + (changes[-1] * torch.arange(5)).sum()).backward()
@@ -69,20 +81,25 @@ def test_solves_and_gradients_are_those_of_autograd(adjoint, is_estimated):
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
-def test_gradients_of_a_solve_pass_gradcheck():
-    func = make(num_dims=2, batch=3)
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((2,), ConcatSquashField), ((1, 2, 2), ConvolutionsField)], ids=["points", "images"]
+)
+def test_gradients_of_a_solve_pass_gradcheck(shape, kind):
+    func = make(shape, batch=3)
 
     def end(x):
         points, changes = solve(func, (x, x.new_zeros(3)), TIMES, rtol=1e-10, atol=1e-10, adjoint="discrete").y
         return points[-1], changes[-1]
 
-    assert isinstance(func.fused_field((random(3, 2), random(3))), ConcatSquashField)
-    torch.autograd.gradcheck(end, random(3, 2).requires_grad_(), atol=1e-6)
+    assert isinstance(func.fused_field((random(3, *shape), random(3))), kind)
+    torch.autograd.gradcheck(end, random(3, *shape).requires_grad_(), atol=1e-6)
 
 
-def test_large_values_saturate_without_nan():
-    func = make()
-    x = 1e6 * random(5, 3)
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 3)], ids=["points", "images"])
+def test_large_values_saturate_without_nan(shape, activation):
+    func = make(shape, activation)
+    x = 1e6 * random(5, *shape)
     out = (torch.empty_like(x), torch.empty(5).double())
     field = func.fused_field((x, random(5)))
     field.linearise(0, 0.5, (x, random(5)), out)
