@@ -1,4 +1,4 @@
-"""The field of a continuous normalising flow, (v(t, x), div v), of a network of convolutions. `flows.FlowField` uses it.
+"""The field of a continuous normalising flow of images, (v(t, x), div v), by convolutions. `flows.FlowField` uses it.
 
 As in `fields.concatsquash`, the derivatives J e along the directions of the divergence ride through the network as
 further images, behind the values, and the pullback goes back through both. The channel that holds t is not built: what
@@ -128,9 +128,7 @@ class ConvolutionsField:
                 by_tangent.mul_(slope)
             kept.cotangents.append(above)
         kept.cotangents.reverse()
-        torch.neg(
-            _product(above[: self.batch], kept.inputs[0][: self.batch], self.weights[0], _BY_INPUT), out=out[0]
-        )
+        torch.neg(_product(above[: self.batch], kept.inputs[0][: self.batch], self.weights[0], _BY_INPUT), out=out[0])
         out[1].zero_()
 
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
