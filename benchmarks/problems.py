@@ -296,7 +296,10 @@ def continuous_flow(num_rounds: int) -> Problem:
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
         "ours, seminorm, integrals unweighed": (solve, unweighed),
         "ours, seminorm, warm start": (solve, dict(adjoint=Backsolve(warm_start=True))),
+        "ours, seminorm, compiled": (solve, dict(adjoint="seminorm", compile=True)),
+        "ours, seminorm, compiled, warm start": (solve, dict(adjoint=Backsolve(warm_start=True), compile=True)),
         "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, discrete, compiled": (solve, dict(adjoint="discrete", compile=True)),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
     }

@@ -39,9 +39,15 @@ class FlowField(nn.Module):
         self.probe = probe
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x = state[0]
+        if isinstance(self.network, ConcatSquash):
+            directions = axes_of(x) if self.probe is None else self.probe.unsqueeze(0)
+            velocity, derivatives = self.network.along(t, x, directions)
+            return velocity, (derivatives * directions).sum(dim=(0, 2))
         is_differentiated = torch.is_grad_enabled()
         with torch.enable_grad():
-            x = state[0] if is_differentiated and state[0].requires_grad else state[0].detach().requires_grad_()
+            if not (is_differentiated and x.requires_grad):
+                x = x.detach().requires_grad_()
             velocity = self.network(t, x)
             if self.probe is None:
                 divergence = exact_divergence(velocity, x, create_graph=is_differentiated)
@@ -55,6 +61,12 @@ class FlowField(nn.Module):
         if type(self.network) not in FIELDS:
             raise AttributeError("fused_field")
         return functools.partial(FIELDS[type(self.network)], self.network, self.probe)
+
+
+def axes_of(x: Tensor) -> Tensor:
+    """The directions of all numbers of a sample (numbers, batch, ...), for x (batch, ...)."""
+    axes = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    return axes.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
 
 
 def exact_divergence(velocity: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:

@@ -11,7 +11,6 @@ from torch.nn import functional
 from fields.concatsquash import SpareSlots
 
 Activation = Literal["tanh", "softplus"]
-ACTIVATIONS = {"tanh": torch.tanh, "softplus": functional.softplus}
 
 
 class ConcatSquash(nn.Module):
@@ -37,11 +36,31 @@ class ConcatSquash(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """The velocity at (batch, width), of the same shape."""
+        velocity, _ = self.along(t, x, x.new_empty(0, *x.shape))
+        return velocity
+
+    def along(self, t: Tensor, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, and its derivatives along directions (number, batch, width), of the same shape.
+
+        The directions go through the layers beside x, which needs no graph and so can be compiled.
+        """
+        rows = torch.cat([x.unsqueeze(0), directions])
         layers = zip(self.weights, self.biases, self.gate_weights, self.gate_biases, self.shifts, strict=True)
         for number, (weight, bias, gate_weight, gate_bias, shift) in enumerate(layers):
-            x = ACTIVATIONS[self.activation](x) if number else x
-            x = functional.linear(x, weight, bias) * torch.sigmoid(gate_weight * t + gate_bias) + shift * t
-        return x
+            if number:
+                value, slope = self._activated(rows[0])
+                rows = torch.cat([value.unsqueeze(0), rows[1:] * slope])
+            gate = torch.sigmoid(gate_weight * t + gate_bias)
+            rows = functional.linear(rows, weight) * gate
+            rows = torch.cat([(rows[0] + bias * gate + shift * t).unsqueeze(0), rows[1:]])
+        return rows[0], rows[1:]
+
+    def _activated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The activation and its derivative."""
+        if self.activation == "softplus":
+            return functional.softplus(x), torch.sigmoid(x)
+        value = torch.tanh(x)
+        return value, 1 - value * value
 
 
 class Convolutions(nn.Module):

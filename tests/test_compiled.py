@@ -12,6 +12,8 @@ from problems import F64, Network, Pair, differentiate, distance, random, steps
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from flows.continuous import FlowField
+from flows.networks import ConcatSquash
 from torchadjoint import METHODS, Backsolve, compiled, compiling, solve
 from torchadjoint.quick_tanh import QuickTanh, quick_tanh
 
@@ -308,6 +310,20 @@ def test_fields_of_tuples_of_one_size(graphs):
             y, z = solve(kind(scale), (random(*first), random(*second)), T, **LOOSE).y
             assert distance(y[-1], random(*first) * torch.exp(scale * T[-1])) < 1e-2
             assert distance(z[-1], random(*second) * torch.exp(scale * T[-1])) < 1e-2
+
+
+def test_a_start_that_a_graph_has_made(graphs):
+    """As an encoder's output is."""
+    y0 = 2 * random(4, 3).requires_grad_()
+    solve(Network(), y0, T[[0, 1]], **LOOSE).y.sum().backward()
+    assert graphs
+
+
+@pytest.mark.parametrize("probe", [None, random(4, 2).sign()], ids=["exact", "estimated"])
+def test_the_field_of_a_flow(graphs, probe):
+    func = FlowField(ConcatSquash([2, 5, 4, 2], "tanh").double(), probe)
+    compare(func, (random(4, 2), random(4)), T[[0, 1]], rtol=1e-4, atol=1e-4)
+    assert graphs
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])

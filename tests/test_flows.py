@@ -10,7 +10,7 @@ from problems import random
 from torch import nn
 
 from common.randomness import stream
-from flows.continuous import ContinuousFlow, FlowField, estimated_divergence, exact_divergence
+from flows.continuous import ContinuousFlow, FlowField
 from flows.densities import ImageDensity, PointDensity, log_normal
 from flows.images import ALPHA, Multiscale, bits_per_dim, dequantise, levels_of, logit
 from flows.networks import ConcatSquash, Convolutions
@@ -65,9 +65,9 @@ def test_divergences_are_those_of_finite_differences(name):
     torch.manual_seed(0)
     network, t = make().double(), torch.tensor(0.3, dtype=torch.float64)
     x, probe = random(4, *shape).requires_grad_(), random(4, *shape).sign()
-    velocity = network(t, x)
-    exact = exact_divergence(velocity, x, create_graph=False)
-    estimated = estimated_divergence(network(t, x), x, probe, create_graph=False)
+    velocity, exact = FlowField(network, None)(t, (x, x))
+    _, estimated = FlowField(network, probe)(t, (x, x))
+    torch.testing.assert_close(velocity, network(t, x))
     for number in range(4):
         matrix, signs = jacobian(network, t, x[number].detach()), probe[number].flatten()
         assert exact[number].item() == pytest.approx(matrix.trace().item(), abs=1e-6)
@@ -77,10 +77,10 @@ def test_divergences_are_those_of_finite_differences(name):
 def test_the_estimate_is_the_trace_in_the_mean():
     torch.manual_seed(0)
     network, t = ConcatSquash([6, 8, 6], "tanh").double(), torch.tensor(0.3, dtype=torch.float64)
-    x = random(1, 6).expand(20_000, 6).clone().requires_grad_()
+    x = random(1, 6).expand(20_000, 6)
     probes = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    estimates = estimated_divergence(network(t, x), x, probes, create_graph=False)
-    exact = exact_divergence(network(t, x[:1]), x, create_graph=False)[0].item()
+    _, estimates = FlowField(network, probes)(t, (x, x))
+    exact = FlowField(network, None)(t, (x[:1], x))[1].item()
     error = estimates.std().item() / len(estimates) ** 0.5
     assert abs(estimates.mean().item() - exact) < 4 * error
     assert estimates.std().item() > 0.01

@@ -154,6 +154,8 @@ class CompiledSolver(Solver):
         Raises:
             ValueError: if it cannot be compiled.
         """
+        # torch warns when it looks at a tensor that a graph has made.
+        state = state.detach()
         if self.system.direction == "forward":
             self.system.prepare(times[0], state)
         if self.prepare_backward is not None:
