@@ -1,11 +1,12 @@
 """What is claimed, for the page of `claims.py`: first what the paper says, then what we say."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from .claims import MEMORY, OURS, PAPER, Above, Below, Claim, Holds, Within, factor, log_factor, percent, points
+from .claims_of_flows import claims_of_flows
 from .claims_of_law import TITLES, claims_of_law
-from .evidence import Evidence, Finding, Way, accuracy, backward_nfe, interval, loss, seconds
+from .evidence import Evidence, Finding, Way, accuracy, backward_nfe, comparison, interval, loss, seconds
 from .fair_saving import Cost, Ratio
 from .published import PUBLISHED
 from .runs import TOLERANCES
@@ -23,22 +24,26 @@ DIAGNOSTICS = "python -m reproduction.diagnostics --results-dir reference --meas
 
 def claims() -> list[Claim]:
     """All claims, in the order of the page."""
-    return [*_of_the_paper(), *_of_acrobot(), *_of_steps(), *_of_gradients(), *_of_ours(), *claims_of_law()]
+    return [
+        *_of_the_paper(),
+        *_of_acrobot(),
+        *_of_steps(),
+        *_of_gradients(),
+        *_of_ours(),
+        *claims_of_law(),
+        *claims_of_flows(),
+    ]
 
 
 def _ways(experiment: str, rtol: float, atol: float, norm: str = "seminorm", **options) -> tuple[Way, Way]:
     return Way(experiment, rtol, atol, norm, **options), Way(experiment, rtol, atol, "default")
 
 
-def _compared(ways: tuple[Way, Way], quantity: Callable, *, is_share: bool) -> Callable[[Evidence], Finding | None]:
-    return lambda evidence: evidence.compared(*ways, quantity, is_share=is_share)
-
-
 def _of_the_paper() -> Iterator[Claim]:
     saved = "share of the backward NFE of a training with `default` that `seminorm` saves, over pairs of equal seed"
     for rtol, atol in TOLERANCES:
         ways, where = _ways("speech_commands", rtol, atol), f"on Speech Commands at {tolerances(rtol, atol)}"
-        nfe = _compared(ways, backward_nfe, is_share=True)
+        nfe = comparison(*ways, backward_nfe, is_share=True)
         yield Claim(f"The seminorm saves backward evaluations {where}", PAPER, saved, nfe, Above(), percent, RUNS)
         [published] = [
             figure
@@ -52,7 +57,7 @@ def _of_the_paper() -> Iterator[Claim]:
             f"The accuracy is not affected {where}",
             PAPER,
             "test accuracy with `seminorm` minus that with `default`, over pairs of equal seed",
-            _compared(ways, accuracy, is_share=False),
+            comparison(*ways, accuracy, is_share=False),
             Within(ACCURACY_MARGIN),
             points,
             RUNS,
@@ -61,7 +66,7 @@ def _of_the_paper() -> Iterator[Claim]:
         "Training takes less time with the seminorm on Speech Commands at 1e-3, 1e-6",
         PAPER,
         "share of the CPU seconds of a training with `default` that `seminorm` saves, pairs on equal CPUs",
-        _compared(_ways("speech_commands", *TOLERANCES[0]), seconds, is_share=True),
+        comparison(*_ways("speech_commands", *TOLERANCES[0]), seconds, is_share=True),
         Above(),
         percent,
         RUNS,
@@ -76,7 +81,7 @@ def _of_acrobot() -> Iterator[Claim]:
         ("A warm start saves them on acrobot", {"warm_start": True}, OURS),
         ("`discrete` saves them on acrobot", {"norm": "discrete"}, OURS),
     ):
-        nfe = _compared(_ways("acrobot", *ACROBOT, **way), backward_nfe, is_share=True)
+        nfe = comparison(*_ways("acrobot", *ACROBOT, **way), backward_nfe, is_share=True)
         # One in a hundred is no saving: both norms may differ by a few steps.
         yield Claim(text, source, saved, nfe, Above(0.01), percent, RUNS)
     for name, way in (("the seminorm", {}), ("`as-published`", {"norm": "as-published"})):
@@ -84,7 +89,7 @@ def _of_acrobot() -> Iterator[Claim]:
             f"The loss is not affected by {name} on acrobot",
             PAPER,
             "ratio of the test losses to those of `default`, over pairs of equal seed (in the logarithm)",
-            _compared(_ways("acrobot", *ACROBOT, **way), loss, is_share=False),
+            comparison(*_ways("acrobot", *ACROBOT, **way), loss, is_share=False),
             Within(LOSS_MARGIN),
             log_factor,
             RUNS,
@@ -92,20 +97,25 @@ def _of_acrobot() -> Iterator[Claim]:
 
 
 def _of_steps() -> Iterator[Claim]:
-    def share(evidence: Evidence, experiment: str) -> Finding | None:
+    def share(evidence: Evidence, experiment: str, part: str) -> Finding | None:
         found = evidence.measurement("step_errors", experiment)
         if found is None:
             return None
         path, record = found
-        shares = [at["a_theta"] for at in record["shares"]]
+        shares = [at[part] for at in record["shares"]]
         return interval(shares, "pairs of tolerances, one batch and set of weights", [path])
 
-    for experiment in ("speech_commands", "acrobot"):
+    for experiment, part, name, source in (
+        ("speech_commands", "a_theta", "the parameters' adjoint", PAPER),
+        ("acrobot", "a_theta", "the parameters' adjoint", PAPER),
+        ("flow", "a_theta", "the parameters' adjoint", PAPER),
+        ("flow", "a_t", "the adjoint of time", OURS),
+    ):
         yield Claim(
-            f"The error of the parameters' adjoint sets the steps of `default` in {TITLES[experiment]}",
-            PAPER,
-            "share of the attempted steps in which a_theta has the largest error, over the tolerances",
-            partial(share, experiment=experiment),
+            f"The error of {name} sets the steps of `default` in {TITLES[experiment]}",
+            source,
+            f"share of the attempted steps in which {part} has the largest error, over the tolerances",
+            partial(share, experiment=experiment, part=part),
             Above(0.5),
             percent,
             DIAGNOSTICS,
@@ -171,7 +181,7 @@ def _of_ours() -> Iterator[Claim]:
         "bosh3 with `discrete` learns as well as dopri5 with `default` at 1e-3, 1e-6",
         OURS,
         "its test accuracy minus that of `default`, over pairs of equal seed",
-        lambda evidence: evidence.compared(discrete, default, accuracy, is_share=False),
+        comparison(discrete, default, accuracy, is_share=False),
         Within(ACCURACY_MARGIN),
         points,
         "python speech_commands.py --device cpu --norm discrete --method bosh3 --rtol 1e-3 --atol 1e-6 --max-epochs 24 "
@@ -183,7 +193,7 @@ def _of_ours() -> Iterator[Claim]:
             f"Training with `{norm}` does not get better by tolerances ten times tighter",
             OURS,
             "test accuracy at 1e-3, 1e-6 minus that at 1e-4, 1e-7, over pairs of equal seed and epochs",
-            lambda evidence, loose=loose, tight=tight: evidence.compared(loose, tight, accuracy, is_share=False),
+            comparison(loose, tight, accuracy, is_share=False),
             Within(ACCURACY_MARGIN),
             points,
             RUNS,

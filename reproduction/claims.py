@@ -110,6 +110,11 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f} points"
 
 
+def signed(value: float) -> str:
+    """A difference."""
+    return f"{value:+.3f}"
+
+
 def factor(value: float) -> str:
     """A ratio."""
     return f"{value:.2f}"

@@ -15,7 +15,12 @@ from .summary import CONFIDENCE
 LAW_MARGIN = 0.1
 """By how much a predicted saving may be off: ten points."""
 LAW = "python -m reproduction.law {} --weights-dir reference/weights --results-dir reference"
-TITLES = {"speech_commands": "the Neural CDE", "acrobot": "acrobot", "neural_ode": "the small network"}
+TITLES = {
+    "speech_commands": "the Neural CDE",
+    "acrobot": "acrobot",
+    "neural_ode": "the small network",
+    "flow": "the flow",
+}
 
 
 def claims_of_law() -> Iterator[Claim]:

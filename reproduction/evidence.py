@@ -20,8 +20,10 @@ from .fair_saving import Cost, Fair, compare
 from .runs import whole_config
 from .summary import CONFIDENCE
 
-PAIRED = ("norm", "seed", "warm_start", "max_epochs", "rtol", "atol", "method")
-"""Settings that a comparison names, or in which runs of one kind may differ."""
+NAMED = ("rtol", "atol", "norm", "method", "warm_start", "integrals")
+"""Settings that a comparison names."""
+PAIRED = (*NAMED, "seed", "max_epochs")
+"""Those, and others in which runs of one kind may differ."""
 INCIDENTAL = ("device", "save", "results_dir", "resume", "data_root", "published_metrics", "metric_interval")
 
 
@@ -61,6 +63,9 @@ class Way:
     norm: str
     method: str = "dopri5"
     warm_start: bool = False
+    integrals: str = "none"
+    data: str | None = None
+    """Of an experiment that has several data sets."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Evidence:
             if run.experiment != way.experiment:
                 continue
             config = whole_config(run.experiment, run.config)
-            if any(config[name] != getattr(way, name) for name in ("rtol", "atol", "norm", "method", "warm_start")):
+            if any(config.get(name, getattr(Way, name, None)) != getattr(way, name) for name in (*NAMED, "data")):
                 continue
             others = {name: value for name, value in config.items() if name not in (*PAIRED, *INCIDENTAL)}
             key = (len(run.epochs), config["seed"], json.dumps(others, sort_keys=True), run.provenance["split"])
@@ -152,3 +157,20 @@ def accuracy(run: Results) -> float:
 def loss(run: Results) -> float:
     """Of the test set, in the logarithm, so that a difference is that of a factor."""
     return math.log(run.test_metrics.loss)
+
+
+def bits_per_dim(run: Results) -> float:
+    """Of the test set, for flows of images."""
+    return run.test_metrics.bits_per_dim
+
+
+def nll(run: Results) -> float:
+    """The negative log-likelihood of the test set in nats, for flows of points."""
+    return run.test_metrics.nll
+
+
+def comparison(
+    way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool
+) -> Callable[[Evidence], Finding | None]:
+    """`Evidence.compared` of these, for a claim."""
+    return lambda evidence: evidence.compared(way, baseline, quantity, is_share=is_share)

@@ -1,0 +1,58 @@
+"""What is claimed of the continuous normalising flows, for `claim_list.py`."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from .claims import OURS, PAPER, Above, Claim, Within, percent, signed
+from .evidence import Way, backward_nfe, bits_per_dim, comparison, nll
+
+TOLERANCES = {
+    "checkerboard": (1e-5, 1e-5),
+    "8gaussians": (1e-5, 1e-5),
+    "2spirals": (1e-5, 1e-5),
+    "wine": (1e-6, 1e-8),
+    "breast_cancer": (1e-6, 1e-8),
+    "digits": (1e-5, 1e-5),
+}
+"""Of the runs on each data set."""
+NLL_MARGIN, BITS_MARGIN = 0.02, 0.02
+"""Within how many nats, or bits per dimension, two ways learn alike."""
+RUNS = "python tables.py run cpu --experiments flow --results-dir reference"
+
+
+def claims_of_flows() -> Iterator[Claim]:
+    """Data set by data set."""
+    for data, (rtol, atol) in TOLERANCES.items():
+        way = partial(Way, "flow", rtol, atol, data=data)
+        default, seminorm = way(norm="default"), way(norm="seminorm")
+        unweighed = way(norm="seminorm", integrals="unweighed")
+        for text, source, mine, theirs in (
+            ("The seminorm saves backward evaluations", PAPER, seminorm, default),
+            ("`discrete` saves backward evaluations", OURS, way(norm="discrete"), default),
+            ("The seminorm with integrals unweighed saves backward evaluations", OURS, unweighed, default),
+            ("It saves some of those of the seminorm alone", OURS, unweighed, seminorm),
+        ):
+            yield Claim(
+                f"{text}: a flow, {data}",
+                source,
+                f"share of the backward NFE with `{theirs.norm}` that is saved, over pairs of equal seed",
+                comparison(mine, theirs, backward_nfe, is_share=True),
+                Above(0.01),  # one in a hundred is no saving
+                percent,
+                RUNS,
+            )
+        is_of_images = data == "digits"
+        for text, source, mine in (
+            ("the seminorm", PAPER, seminorm),
+            ("the seminorm with integrals unweighed", OURS, unweighed),
+        ):
+            unit = "bits per dimension" if is_of_images else "nats"
+            yield Claim(
+                f"The likelihood is not affected by {text}: a flow, {data}",
+                source,
+                f"{unit} of the test set minus those with `default`, over pairs of equal seed",
+                comparison(mine, default, bits_per_dim if is_of_images else nll, is_share=False),
+                Within(BITS_MARGIN if is_of_images else NLL_MARGIN),
+                signed,
+                RUNS,
+            )
