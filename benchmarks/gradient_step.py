@@ -48,8 +48,10 @@ SUMMARY = {
     "ours, seminorm, compiled": "the same, `compile=True`",
     "ours, seminorm, integrals unweighed": "the same, integrals unweighed",
     "ours, seminorm, warm start": "ours, `seminorm`, warm start",
+    "ours, seminorm, compiled, warm start": "the same, `compile=True`",
     "ours, discrete": "ours, `discrete`",
     "ours, discrete, compiled": "the same, `compile=True`",
+    "ours, discrete, all stages kept": "ours, `discrete`, all stages kept",
     "diffrax, backsolve with the seminorm": "diffrax, backsolve with the seminorm",
     "diffrax, recursive checkpoints": "diffrax, recursive checkpoints",
 }

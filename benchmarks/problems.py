@@ -24,7 +24,7 @@ from common import randomness
 from datasets import acrobot as acrobot_data
 from datasets import flow as flow_data
 from datasets import speech_commands as speech_commands_data
-from torchadjoint import Backsolve, Solution, solve
+from torchadjoint import Backsolve, Discrete, Solution, solve
 from torchadjoint.statistics import SolveStatistics
 
 NUM_TRAINING_STEPS = 30
@@ -200,6 +200,8 @@ def neural_cde(batch_size: int, data_root: str, num_rounds: int) -> Problem:
         "ours, seminorm, autograd's field, compiled": (_solve_traceable, dict(adjoint="seminorm", compile=True)),
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
         "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, discrete, one stage at a time": (solve, dict(adjoint=Discrete(linearised="stage"))),
+        "ours, discrete, all stages kept": (solve, dict(adjoint=Discrete(linearised="solve"))),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
     }
@@ -230,6 +232,8 @@ def symplectic_ode_net(num_rounds: int) -> Problem:
         "ours, seminorm": (solve, dict(adjoint="seminorm")),
         "ours, seminorm, warm start": (solve, dict(adjoint=Backsolve(warm_start=True))),
         "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, discrete, one stage at a time": (solve, dict(adjoint=Discrete(linearised="stage"))),
+        "ours, discrete, all stages kept": (solve, dict(adjoint=Discrete(linearised="solve"))),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, as-published": (solve, dict(adjoint="as-published")),
     }
@@ -299,6 +303,8 @@ def continuous_flow(num_rounds: int) -> Problem:
         "ours, seminorm, compiled": (solve, dict(adjoint="seminorm", compile=True)),
         "ours, seminorm, compiled, warm start": (solve, dict(adjoint=Backsolve(warm_start=True), compile=True)),
         "ours, discrete": (solve, dict(adjoint="discrete")),
+        "ours, discrete, one stage at a time": (solve, dict(adjoint=Discrete(linearised="stage"))),
+        "ours, discrete, all stages kept": (solve, dict(adjoint=Discrete(linearised="solve"))),
         "ours, discrete, compiled": (solve, dict(adjoint="discrete", compile=True)),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, per-tensor": (solve, dict(adjoint="per-tensor")),

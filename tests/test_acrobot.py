@@ -11,7 +11,7 @@ from benchmarks.published_field import PublishedField
 from datasets.acrobot import TIMES, load
 from fields.softplus_networks import SlopeNetwork
 from fields.symplectic_dynamics import SymplecticDynamics
-from torchadjoint import Backsolve
+from torchadjoint import Backsolve, Discrete
 from torchadjoint.field import AutogradField
 from torchadjoint.norms import Sizes, block_norm, seminorm
 
@@ -177,6 +177,14 @@ def test_the_whole_gradient_and_all_counts_equal_torchdiffeqs(model, adjoint):
     assert distance(ours, theirs) < 1e-9
     assert our_statistics.forward.nfe == their_statistics.forward.nfe
     assert our_statistics.backward.nfe == their_statistics.backward.nfe
+
+
+def test_discrete_gradients_are_the_same_whatever_is_kept(model):
+    window = windows(3)
+    usual, _ = gradient(model, window, adjoint="discrete")
+    for linearised in ("stage", "solve"):
+        other, _ = gradient(model, window, adjoint=Discrete(linearised=linearised))
+        assert distance(other, usual) < 1e-12
 
 
 def test_warm_starts_halve_the_backward_solve(model):

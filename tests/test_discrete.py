@@ -14,9 +14,17 @@ from problems import (
 
 from torchadjoint import Discrete, solve
 from torchadjoint.adjoints import discrete
+from torchadjoint.field import AutogradField
 
 FIRST_STEP = 0.1  # a guess of it would depend on y0, and torchdiffeq differentiates through that
 INTERVALS = (1, 3, 1000)
+EVERY = [
+    *map(Discrete, INTERVALS),
+    Discrete(linearised="stage"),
+    Discrete(3, linearised="stage"),
+    Discrete(linearised="solve"),
+]
+every = pytest.mark.parametrize("adjoint", EVERY, ids=lambda each: f"{each.checkpoint_interval}-{each.linearised}")
 TIMES = {
     "increasing": torch.linspace(0, 3, 5, dtype=F64),
     "decreasing": torch.tensor([3.0, 2.5, 0.7, -0.2], dtype=F64),
@@ -25,10 +33,10 @@ TIMES = {
 }
 
 
-def compare_with_torchdiffeq(func, y0, t, *, checkpoint_interval, rtol=1e-5, atol=1e-7, **options):
+def compare_with_torchdiffeq(func, y0, t, *, adjoint, rtol=1e-5, atol=1e-7, **options):
     options |= dict(first_step=FIRST_STEP, rtol=rtol, atol=atol)
     theirs = differentiate(func, y0, t, solver="torchdiffeq", adjoint="discrete", **options)
-    ours = differentiate(func, y0, t, adjoint=Discrete(checkpoint_interval), **options)
+    ours = differentiate(func, y0, t, adjoint=adjoint, **options)
     assert ours.statistics.forward.accept_times == pytest.approx(theirs.statistics.forward.accept_times)
     assert distance(ours.y, theirs.y) < 1e-12
     for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
@@ -37,35 +45,31 @@ def compare_with_torchdiffeq(func, y0, t, *, checkpoint_interval, rtol=1e-5, ato
     return ours
 
 
-@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+@every
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES.keys())
-def test_equals_torchdiffeq_differentiated_through(times, checkpoint_interval):
+def test_equals_torchdiffeq_differentiated_through(times, adjoint):
     func = Network()
-    ours = compare_with_torchdiffeq(func, random(4, 3), times, checkpoint_interval=checkpoint_interval)
+    ours = compare_with_torchdiffeq(func, random(4, 3), times, adjoint=adjoint)
     if times is TIMES["at the end of a step"]:
         assert FIRST_STEP in ours.statistics.forward.accept_times
     if times is TIMES["many in one step"]:
         assert len(ours.statistics.forward.accept_times) < len(times) - 5
 
 
-@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
+@every
 @pytest.mark.parametrize("jumps", [[1.0, 2.5], [0.78, 2.3], [0.75, 1.5]], ids=["between", "just behind", "at outputs"])
-def test_equals_torchdiffeq_differentiated_through_with_jumps(jumps, checkpoint_interval):
+def test_equals_torchdiffeq_differentiated_through_with_jumps(jumps, adjoint):
     class Jumping(Network):
         def forward(self, t, y):
             return super().forward(t, y) * (1 + sum((t > jump).to(y.dtype) for jump in jumps))
 
-    ours = compare_with_torchdiffeq(
-        Jumping(), random(4, 3), TIMES["increasing"], checkpoint_interval=checkpoint_interval, jump_t=jumps
-    )
+    ours = compare_with_torchdiffeq(Jumping(), random(4, 3), TIMES["increasing"], adjoint=adjoint, jump_t=jumps)
     assert set(jumps) < set(ours.statistics.forward.accept_times)
 
 
-@pytest.mark.parametrize("checkpoint_interval", INTERVALS)
-def test_equals_torchdiffeq_differentiated_through_for_a_tuple_state(checkpoint_interval):
-    compare_with_torchdiffeq(
-        Pair(), Pair.start(), TIMES["increasing"], checkpoint_interval=checkpoint_interval, rtol=1e-3, atol=1e-4
-    )
+@every
+def test_equals_torchdiffeq_differentiated_through_for_a_tuple_state(adjoint):
+    compare_with_torchdiffeq(Pair(), Pair.start(), TIMES["increasing"], adjoint=adjoint, rtol=1e-3, atol=1e-4)
 
 
 def test_float32():
@@ -99,6 +103,29 @@ def test_rejected_steps_cost_nothing_backwards(checkpoint_interval):
     assert backward.num_accepted == backward.num_rejected == 0
 
 
+def test_what_is_linearised_tells_what_is_evaluated_again():
+    options = dict(rtol=1e-6, atol=1e-8, first_step=2.0)
+    counts = {}
+    for adjoint in (Discrete(linearised="stage"), Discrete(linearised="solve")):
+        ours = differentiate(Network(), random(4, 3), TIMES["increasing"][[0, -1]], adjoint=adjoint, **options)
+        counts[adjoint.linearised] = ours.statistics.backward.nfe
+    assert ours.statistics.forward.num_rejected > 0
+    # Once for the slopes and once to linearise, six stages a step, and that of the last step's interpolation.
+    assert counts == {"stage": 12 * ours.statistics.forward.num_accepted + 1, "solve": 0}
+
+
+def test_no_more_than_one_stage_is_linearised_at_a_time(monkeypatch):
+    slots, linearise = set(), AutogradField.linearise
+
+    def spy(self, slot, *arguments):
+        slots.add(slot)
+        linearise(self, slot, *arguments)
+
+    monkeypatch.setattr(AutogradField, "linearise", spy)
+    differentiate(Network(), random(3), TIMES["increasing"], rtol=1e-3, atol=1e-3, adjoint=EVERY[3])
+    assert slots == {0}
+
+
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_output_times_within_steps_cost_no_evaluation_backwards(method):
     """The last slope of a step, which they use, is pulled back with the first of the next."""
@@ -113,20 +140,17 @@ def test_output_times_within_steps_cost_no_evaluation_backwards(method):
     assert many.backward.nfe == few.backward.nfe
 
 
-def test_the_checkpoint_interval_does_not_change_the_gradient():
-    gradients = [
-        differentiate(
-            Network(),
-            random(4, 3),
-            TIMES["increasing"],
-            rtol=1e-5,
-            atol=1e-5,
-            adjoint=Discrete(n),
-        ).gradient
-        for n in INTERVALS
-    ]
-    assert distance(gradients[1], gradients[0]) < 1e-12
-    assert distance(gradients[2], gradients[0]) < 1e-12
+@pytest.mark.parametrize("method", ["bosh3", "dopri8", "rk4"])
+def test_what_is_kept_does_not_change_the_gradient(method):
+    """Nor where a step's last stage is evaluated only for an output within it, or to start the next step."""
+    options = dict(rtol=1e-5, atol=1e-5, method=method, jump_t=[0.7, 1.5])
+    if method == "rk4":
+        options |= dict(step_size=0.4, interp="cubic")
+    first, *others = (
+        differentiate(Network(), random(4, 3), TIMES["increasing"], adjoint=adjoint, **options).gradient
+        for adjoint in EVERY
+    )
+    assert max(distance(other, first) for other in others) < 1e-12
 
 
 def kept_states(checkpoint_interval, monkeypatch, **options):
@@ -177,11 +201,25 @@ def test_outputs_within_a_step_have_the_weights_of_the_dense_output():
     assert distance(ours.gradient, differentiate_exactly(func, y0, times).gradient) < 1e-12
 
 
+@every
 @pytest.mark.parametrize("times", [TIMES["increasing"], TIMES["at the end of a step"]], ids=["inside", "at the end"])
-def test_the_gradient_can_be_asked_for_again(times):
+def test_the_gradient_can_be_asked_for_again(times, adjoint):
     """The second time, the field no longer holds the last step of the forward solve."""
     func, y0 = Network(), random(4, 3).requires_grad_()
-    y = solve(func, y0, times, rtol=1e-5, atol=1e-7, adjoint="discrete", first_step=FIRST_STEP).y
+    y = solve(func, y0, times, rtol=1e-5, atol=1e-7, adjoint=adjoint, first_step=FIRST_STEP).y
     inputs = [y0, *func.parameters()]
     first, second = (torch.autograd.grad(y.square().sum(), inputs, retain_graph=True) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (dict(linearised="steps"), "linearised is 'steps', but must be one of 'stage', 'step', 'solve'"),
+        (dict(linearised="solve", checkpoint_interval=2), "checkpoint_interval is 2, but linearised is 'solve'"),
+        (dict(checkpoint_interval=0), "checkpoint_interval is 0, but must be a whole number of at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Discrete(**settings)

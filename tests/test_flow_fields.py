@@ -8,9 +8,9 @@ from fields.concatsquash import ConcatSquashField
 from fields.convolutions import ConvolutionsField
 from flows.continuous import FlowField
 from flows.networks import ConcatSquash, Convolutions
-from torchadjoint import ADJOINTS, solve
+from torchadjoint import ADJOINTS, Discrete, solve
 
-WAYS = sorted(ADJOINTS.keys() - {"as-published"})
+WAYS = [*sorted(ADJOINTS.keys() - {"as-published"}), Discrete(linearised="solve"), Discrete(linearised="stage")]
 TIMES = torch.tensor([0.0, 0.5], dtype=torch.float64)
 
 
@@ -67,7 +67,7 @@ def test_values_and_products_are_those_of_autograd(case):
 
 @pytest.mark.parametrize("is_estimated", [False, True])
 @pytest.mark.parametrize("shape", [(2,), (1, 3, 3)], ids=["points", "images"])
-@pytest.mark.parametrize("adjoint", WAYS)
+@pytest.mark.parametrize("adjoint", WAYS, ids=str)
 def test_solves_and_gradients_are_those_of_autograd(adjoint, shape, is_estimated):
     found = []
     for wrap in (Plain, lambda func: func):

@@ -144,6 +144,8 @@ def train_step(func, batch, dtype=F64, **options):
         dict(adjoint="per-tensor"),
         dict(adjoint="discrete"),
         dict(adjoint=Discrete(3)),
+        dict(adjoint=Discrete(linearised="stage")),
+        dict(adjoint=Discrete(linearised="solve")),
         dict(adjoint=Backsolve(warm_start=True)),
     ],
     ids=str,

@@ -1,7 +1,9 @@
 """The exact gradient of the steps that a solve took, from their records: no solve backwards in time."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from ..solver import Solver
 from ..statistics import SolveStatistics
 from ..systems import ForwardSystem
 from .forward import compiled_system, forward_solver, make_field
+
+Extent = Literal["stage", "step", "solve"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,26 @@ class Discrete:
 
     checkpoint_interval: int = 1
     """How many steps from one stored state to the next; those between are solved again."""
+    linearised: Extent = "step"
+    """Of what the linearised stages are kept at once: more memory, fewer evaluations.
+
+    solve: of the whole solve, which linearises as it goes; the way back evaluates nothing. Without CUDA graphs.
+    step: of one step, which the way back evaluates again.
+    stage: a single one, for a field whose stages are large; the way back evaluates everything twice.
+    """
     name = "discrete"
 
     def __post_init__(self):
         arguments.whole_number("checkpoint_interval", self.checkpoint_interval)
+        arguments.choice("linearised", self.linearised, get_args(Extent))
+        if self.linearised == "solve" and self.checkpoint_interval > 1:
+            raise ValueError(
+                f"checkpoint_interval is {self.checkpoint_interval}, but linearised is 'solve', which keeps more than "
+                "the states: leave one away"
+            )
 
     def differentiate(self, problem: Problem, statistics: SolveStatistics) -> "_Discrete":
-        return _Discrete(problem, statistics, self.checkpoint_interval)
+        return _Discrete(self, problem, statistics)
 
 
 @dataclass
@@ -51,20 +68,37 @@ class _Step:
     """The state at t1, flat, of a compiled step."""
     outputs: dict[int, Sequence[float]] = field(default_factory=dict)
     """The dense output's weights of each output time in this step, by its index."""
+    first_slot: int = 0
+    """The field's slot of its first stage; the others follow."""
     is_linearised: bool = False
-    """Whether the field's slots hold the stages after the first: true of the last step, right after the solve."""
+    """Whether the slots hold the stages after the first: true of the last step, right after the solve."""
 
 
 class _RecordingSystem(ForwardSystem):
     """The state alone. While it `linearises`, the stages stay in the field's slots."""
 
     linearises = False
+    first_slot = 0
 
     def evaluate(self, stage: int, t: float) -> None:
         if self.linearises:
-            self.field.linearise(stage, t, *self.buffers[stage])
+            self.field.linearise(self.first_slot + stage, t, *self.buffers[stage])
         else:
             super().evaluate(stage, t)
+
+
+class _KeepingSystem(_RecordingSystem):
+    """The same, with slots of its own for every step; a stage that two steps share has one."""
+
+    linearises = True
+
+    def evaluate(self, stage: int, t: float) -> None:
+        if stage == 0:
+            self.first_slot += len(self.buffers)
+        super().evaluate(stage, t)
+
+    def reuse_stage(self, stage: int) -> None:
+        self.first_slot += stage
 
 
 class _Recording:
@@ -94,11 +128,18 @@ class _Recording:
 
 
 class _RecordingSolver(_Recording, Solver):
-    """Records steps. The stages of the last one stay linearised, as its reversal is next."""
+    """Records steps, and linearises the last one or all of them."""
+
+    linearised: Extent
+
+    def advance(self) -> None:
+        super().advance()
+        self.record[-1].first_slot = self.system.first_slot
 
     def _run_attempt(self) -> Tensor | None:
+        is_last = self.has_passed(self.t_end)
+        self.system.linearises = self.linearised == "solve" or (self.linearised == "step" and is_last)
         # A replay would leave nothing in the slots.
-        self.system.linearises = self.has_passed(self.t_end)
         return self._error_ratio() if self.system.linearises else super()._run_attempt()
 
 
@@ -114,13 +155,13 @@ class _CompiledRecordingSolver(_Recording, CompiledSolver):
 
 
 class _Discrete:
-    def __init__(self, problem: Problem, statistics: SolveStatistics, checkpoint_interval: int):
-        if problem.compile and checkpoint_interval > 1:
+    def __init__(self, adjoint: Discrete, problem: Problem, statistics: SolveStatistics):
+        if problem.compile and adjoint != Discrete():
             raise ValueError(
-                f"checkpoint_interval is {checkpoint_interval}, but compile=True keeps every state: leave one away"
+                f"the adjoint is {adjoint}, but compile=True keeps every state and no stage: leave compile away, or take "
+                "adjoint='discrete'"
             )
-        self.problem, self.statistics = problem, statistics
-        self.checkpoint_interval = checkpoint_interval
+        self.adjoint, self.problem, self.statistics = adjoint, problem, statistics
         self.field = make_field(problem, time_gradient=False)
         self.record: list[_Step] = []
 
@@ -130,17 +171,20 @@ class _Discrete:
             solver = forward_solver(self.problem, self.statistics, system, kind=_CompiledRecordingSolver)
             solver.prepare_backward = self._stages().prepare
         else:
-            system = _RecordingSystem(self.field, self.problem.y0.shape)
+            kind = _KeepingSystem if self.adjoint.linearised == "solve" else _RecordingSystem
+            system = kind(self.field, self.problem.y0.shape)
             solver = forward_solver(self.problem, self.statistics, system, kind=_RecordingSolver)
-        solver.checkpoint_interval = self.checkpoint_interval
+            solver.linearised = self.adjoint.linearised
+        solver.checkpoint_interval = self.adjoint.checkpoint_interval
         return solver
 
     def end(self, solver: Solver) -> None:
         self.record = solver.record
-        self.record[-1].is_linearised = not self.problem.compile
+        self.record[-1].is_linearised = self.adjoint.linearised == "step" and not self.problem.compile
 
     def _stages(self) -> "_Stages":
-        kind = _CompiledStages if self.problem.compile else _Stages
+        kinds = {"stage": _SingleStages, "step": _Stages, "solve": _KeptStages}
+        kind = _CompiledStages if self.problem.compile else kinds[self.adjoint.linearised]
         return kind(self.field, self.problem, self.statistics)
 
     def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
@@ -164,11 +208,11 @@ class _Discrete:
     def _reverse(self, solution_gradient: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of the state at the start (flat), its own output apart; adds to that of the parameters.
 
-        Memory: the states kept in the record, those of one `checkpoint_interval`, and the linearised stages of one
-        step: at first the last, as the forward solve leaves it.
+        Memory: the states kept in the record, those of one `checkpoint_interval`, and the stages that are `linearised`:
+        if those of one step, at first of the last, as the forward solve leaves it.
         """
         stages = self._stages()
-        record, interval, last = self.record, self.checkpoint_interval, stages.method.num_stages - 1
+        record, interval, last = self.record, self.adjoint.checkpoint_interval, stages.method.num_stages - 1
         end_gradient = torch.zeros_like(solution_gradient[0])
         for first in reversed(range(0, len(record), interval)):
             steps = record[first : first + interval]
@@ -177,8 +221,7 @@ class _Discrete:
             starts = [steps[0].start]
             for step in steps[:-1]:
                 self.field.enter(step.t0, step.t1)
-                for stage in range(last):
-                    stages.linearise(step, starts[-1], stage)
+                stages.prepare_step(step, starts[-1])
                 starts.append(stages.state(step, starts[-1], last))
             for index in reversed(range(len(steps))):
                 number = first + index
@@ -196,7 +239,7 @@ class _Discrete:
 
 
 class _Stages:
-    """The stages of one step at a time, linearised."""
+    """The stages of one step at a time, all linearised at once."""
 
     def __init__(self, vector_field: Field, problem: Problem, statistics: SolveStatistics):
         self.field, self.method = vector_field, problem.forward.method
@@ -218,24 +261,14 @@ class _Stages:
             return False
         return after.stage_times[0] == step.stage_times[-1]
 
-    def linearise(self, step: _Step, start: Tensor, stage: int) -> None:
-        if step.is_linearised and stage > 0:
-            return
-        time = step.stage_times[stage]
-        self.statistics.evaluation_times.append(time)
-        state = self.state(step, start, stage).view(self.shape)
-        self.field.linearise(stage, time, state, self.slopes[stage].view(self.shape))
-
-    def linearise_step(self, step: _Step, start: Tensor) -> None:
-        """Make all stages ready but the last, which most steps do not need."""
+    def prepare_step(self, step: _Step, start: Tensor) -> None:
+        """Make all slopes ready but the last, which most steps do not need."""
         for stage in range(self.method.num_stages - 1):
-            self.linearise(step, start, stage)
+            self._linearise(stage, step, start, stage)
 
     def pull_back_last(self, step: _Step, start: Tensor, cotangent: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of the step's end (flat) through its last slope; adds to that of the parameters."""
-        last = self.method.num_stages - 1
-        self.linearise(step, start, last)
-        return self._pullback(last, cotangent, gradient)
+        return self._pull_back(self._slot(step, start, self.method.num_stages - 1), cotangent, gradient)
 
     def pull_back(
         self, step: _Step, start: Tensor, slope_gradients: Tensor, *, start_gradient: Tensor, gradient: Tensor
@@ -246,17 +279,54 @@ class _Stages:
         """
         dt = step.t1 - step.t0
         for stage in reversed(range(self.method.num_stages - 1)):
-            product = self._pullback(stage, slope_gradients[stage], gradient)
+            product = self._pull_back(self._slot(step, start, stage), slope_gradients[stage], gradient)
             start_gradient += product
             if stage > 0:
                 slope_gradients[:stage].addr_(self.tableau[stage, :stage] * dt, product)
 
-    def _pullback(self, stage: int, cotangent: Tensor, gradient: Tensor) -> Tensor:
+    def _slot(self, step: _Step, start: Tensor, stage: int) -> int:
+        """The field's slot where a stage is linearised."""
+        if stage == self.method.num_stages - 1:
+            self._linearise(stage, step, start, stage)
+        return stage
+
+    def _linearise(self, slot: int, step: _Step, start: Tensor, stage: int) -> None:
+        if not (step.is_linearised and stage > 0):
+            self._evaluate(functools.partial(self.field.linearise, slot), step, start, stage)
+
+    def _evaluate(self, way: Callable[[float, Tensor, Tensor], None], step: _Step, start: Tensor, stage: int) -> None:
+        time = step.stage_times[stage]
+        self.statistics.evaluation_times.append(time)
+        way(time, self.state(step, start, stage).view(self.shape), self.slopes[stage].view(self.shape))
+
+    def _pull_back(self, slot: int, cotangent: Tensor, gradient: Tensor) -> Tensor:
         """cotangent^T df/dy (flat) at a stage; adds the product with the parameters to `gradient`."""
         product = torch.empty_like(cotangent)
-        self.field.pullback(stage, cotangent.view(self.shape), product.view(self.shape))
-        self.field.add_parameter_product(stage, 1.0, gradient)
+        self.field.pullback(slot, cotangent.view(self.shape), product.view(self.shape))
+        self.field.add_parameter_product(slot, 1.0, gradient)
         return product
+
+
+class _SingleStages(_Stages):
+    """The same, with one stage linearised at a time, always in slot 0."""
+
+    def prepare_step(self, step: _Step, start: Tensor) -> None:
+        for stage in range(self.method.num_stages - 1):
+            self._evaluate(self.field.evaluate, step, start, stage)
+
+    def _slot(self, step: _Step, start: Tensor, stage: int) -> int:
+        self._linearise(0, step, start, stage)
+        return 0
+
+
+class _KeptStages(_Stages):
+    """The same, with all stages as the forward solve has left them."""
+
+    def prepare_step(self, step: _Step, start: Tensor) -> None:
+        """They are ready."""
+
+    def _slot(self, step: _Step, start: Tensor, stage: int) -> int:
+        return step.first_slot + stage
 
 
 class _CompiledStages(_Stages):
@@ -272,7 +342,7 @@ class _CompiledStages(_Stages):
             gradients = torch.zeros_like(self.slopes[1:])
             self.reversal.prepare(state, gradients, state.new_full((self.method.num_stages,), t))
 
-    def linearise_step(self, step: _Step, start: Tensor) -> None:
+    def prepare_step(self, step: _Step, start: Tensor) -> None:
         """What pulls back evaluates too."""
 
     def pull_back_last(self, step: _Step, start: Tensor, cotangent: Tensor, gradient: Tensor) -> Tensor:
@@ -280,7 +350,7 @@ class _CompiledStages(_Stages):
         self.statistics.evaluation_times.append(step.stage_times[last])
         state, slope = step.end.view(self.shape), self.slopes[last].view(self.shape)
         self.field.linearise(last, step.stage_times[last], state, slope)
-        return self._pullback(last, cotangent, gradient)
+        return self._pull_back(last, cotangent, gradient)
 
     def pull_back(
         self, step: _Step, start: Tensor, slope_gradients: Tensor, *, start_gradient: Tensor, gradient: Tensor
@@ -310,7 +380,7 @@ def _reverse_step(
     """
     dt = step.t1 - step.t0
     stages.field.enter(step.t0, step.t1)
-    stages.linearise_step(step, start)
+    stages.prepare_step(step, start)
     if not stages.share_a_slope(step, after):
         last_slope_gradient = _last_slope_gradient(step, solution_gradient)
         if last_slope_gradient is not None:
