@@ -47,7 +47,7 @@ def solve(problem: Problem) -> Solution:
         atol: absolute tolerance.
         method: how to step: a name of `METHODS`, or a `RungeKutta` of your own.
         adjoint: how to differentiate: a name of `ADJOINTS`, such a way with options of its own, as in
-            `Backsolve("default", warm_start=True)` and `Discrete(checkpoint_interval=8)`, or one of your own.
+            `Backsolve("default", warm_start=True)` and `Discrete(linearised="solve")`, or one of your own.
         adjoint_rtol: relative tolerance of the backward solve, a number; `rtol` if not given.
         adjoint_atol: absolute tolerance of the backward solve, a number; `atol` if not given.
         adjoint_method: how to step backward; `method` if not given.

@@ -158,8 +158,8 @@ class _Discrete:
     def __init__(self, adjoint: Discrete, problem: Problem, statistics: SolveStatistics):
         if problem.compile and adjoint != Discrete():
             raise ValueError(
-                f"the adjoint is {adjoint}, but compile=True keeps every state and no stage: leave compile away, or take "
-                "adjoint='discrete'"
+                f"the adjoint is {adjoint}, but compile=True keeps every state and no stage: take adjoint='discrete', "
+                "or leave compile away"
             )
         self.adjoint, self.problem, self.statistics = adjoint, problem, statistics
         self.field = make_field(problem, time_gradient=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torchadjoint import Adjoint, Backsolve, solve
+from torchadjoint import Adjoint, Backsolve, Discrete, solve
 
 from ..contract import Problem, Step
 from ..with_torch import options_of, prepare_step
@@ -28,8 +28,12 @@ WAYS = {
     "ours, seminorm, warm start, compiled": Way(Backsolve(warm_start=True), compile=True),
     "ours, seminorm, dopri8": Way("seminorm", "dopri8"),
     "ours, discrete": Way("discrete"),
+    "ours, discrete, one stage at a time": Way(Discrete(linearised="stage")),
+    "ours, discrete, all stages kept": Way(Discrete(linearised="solve")),
+    "ours, discrete, compiled": Way("discrete", compile=True),
     "ours, discrete, bosh3": Way("discrete", "bosh3"),
     "ours, discrete, tsit5": Way("discrete", "tsit5"),
+    "ours, discrete, tsit5, compiled": Way("discrete", "tsit5", compile=True),
     "ours, discrete, dopri8": Way("discrete", "dopri8"),
 }
 SMALL = (
@@ -38,8 +42,10 @@ SMALL = (
     "ours, seminorm, warm start",
     "ours, seminorm, warm start, compiled",
     "ours, discrete",
+    "ours, discrete, all stages kept",
     "ours, discrete, bosh3",
     "ours, discrete, tsit5",
+    "ours, discrete, tsit5, compiled",
     "ours, discrete, dopri8",
 )
 
