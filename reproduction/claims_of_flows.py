@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import partial
 
-from .claims import OURS, PAPER, Above, Claim, Within, percent, signed
-from .evidence import Way, backward_nfe, bits_per_dim, comparison, nll
+from .claims import MEMORY, OURS, PAPER, Above, Claim, Within, percent, points, signed
+from .evidence import Evidence, Finding, Way, backward_nfe, bits_per_dim, comparison, interval, nll
 
 TOLERANCES = {
     "checkerboard": (1e-5, 1e-5),
@@ -56,3 +56,26 @@ def claims_of_flows() -> Iterator[Claim]:
                 signed,
                 RUNS,
             )
+    yield Claim(
+        "The seminorm saves more where the network is wider: a flow, digits",
+        MEMORY,
+        "share of the backward NFE that it saves at width 64 minus that at width 16, trained weights, batch by batch",
+        _gain_by_width,
+        Above(0.01),
+        points,
+        "python -m reproduction.diagnostics --experiments flow --measurements growth --results-dir reference",
+    )
+
+
+def _gain_by_width(evidence: Evidence) -> Finding | None:
+    found = [evidence.measurement("growth", "flow", f"digits, width {width}") for width in (16, 64)]
+    if None in found:
+        return None
+    narrow, wide = (_savings(record["rows"]) for _, record in found)
+    return interval([wide[batch] - narrow[batch] for batch in wide], "batches", [path for path, _ in found])
+
+
+def _savings(rows: list[dict]) -> dict[int, float]:
+    """Of the seminorm against `default` at trained weights, by batch."""
+    nfe = {(row["way"], row["batch"]): row["backward_nfe"] for row in rows if row["weights"] == "trained"}
+    return {batch: 1 - nfe["seminorm", batch] / own for (way, batch), own in nfe.items() if way == "default"}

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,9 @@ from torchadjoint import METHODS
 from .control import swing_up
 from .experiments import EXPERIMENTS
 from .flow_samples import measure_images, measure_points
-from .gradients import drivers, gradient_errors, losses, step_errors
+from .gradients import drivers, gradient_errors, gradient_of, losses, step_errors
 from .integral_errors import integral_errors
-from .runs import load_data, whole_config
+from .runs import load_data, way_of, whole_config
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,31 @@ def measure_integrals(
     return {"batch_size": setting.batch_size, "reference": setting.reference, "rows": rows}
 
 
+def measure_growth(
+    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """Evaluations of a gradient by every way at the initial weights and at the trained ones.
+
+    On batches as large as the run's and at its tolerances: one row for each batch, weights and way.
+    """
+    setting = EXPERIMENTS[experiment].gradients
+    build = importlib.import_module(experiment).build
+    ways = [dict(norm=norm) for norm in setting.adjoints] + [dict(norm="seminorm", integrals="unweighed")]
+    tolerances = dict(rtol=config.rtol, atol=config.atol)
+    rows = []
+    for name, weights in (("initial", build(config).state_dict()), ("trained", model.state_dict())):
+        for way in ways:
+            own = build(replace(config, **{"integrals": "none", **way})).eval()
+            own.load_state_dict(weights)
+            for number in range(setting.num_batches):
+                batch = batch_of(data, config.batch_size, number)
+                _, counted = gradient_of(own, batch, setting.loss_function, adjoint=way["norm"], **tolerances)
+                nfe = {"forward_nfe": counted.forward.nfe, "backward_nfe": counted.backward.nfe}
+                rows.append({"weights": name, "way": way_of(way), "batch": number, **nfe})
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"batch_size": config.batch_size, "num_parameters": num_parameters, "rows": rows}
+
+
 def measure_samples(
     experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
 ) -> dict[str, Any]:
@@ -201,6 +226,7 @@ MEASUREMENTS = {
     "step_errors": measure_step_errors,
     "control": measure_control,
     "integrals": measure_integrals,
+    "growth": measure_growth,
     "samples": measure_samples,
 }
 
@@ -219,7 +245,7 @@ class Options:
     experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
     """Which experiments."""
     measurements: tuple[Literal[tuple(MEASUREMENTS)], ...] = tuple(MEASUREMENTS)
-    """Which measurements; the control is acrobot's alone, integrals and samples are of flows."""
+    """Which measurements; the control is acrobot's alone; integrals, growth and samples are of flows."""
 
 
 def main(options: Options) -> None:

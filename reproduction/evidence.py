@@ -121,9 +121,9 @@ class Evidence:
         note = f"{len(run.epochs)} epochs, {run.train_metrics.dataset_size:,} samples, batch {run.config['batch_size']}"
         return interval(values, "pairs of runs", [path for pair in pairs for path in pair], note)
 
-    def measurement(self, name: str, subject: str) -> tuple[Path, dict[str, Any]] | None:
+    def measurement(self, name: str, subject: str, group: str | None = None) -> tuple[Path, dict[str, Any]] | None:
         """A file of `diagnostics` and what it holds."""
-        path = path_of(self.results_dir, name, subject)
+        path = path_of(self.results_dir, name, subject, group)
         return (path, json.loads(path.read_bytes())) if path.exists() else None
 
     def fair(self, experiment: str, cost: Cost, **way: Any) -> tuple[Path, Fair] | None:

@@ -169,9 +169,9 @@ FLOW = Experiment(
     ),
     group_settings=("data", "width"),
     figure_groups=("checkerboard", "8gaussians", "2spirals"),
-    measured_groups=("checkerboard", "8gaussians", "2spirals", "digits, width 16"),
-    measurements=("gradient_errors", "step_errors", "integrals", "samples"),
-    group_measurements=("samples",),
+    measured_groups=("checkerboard", "8gaussians", "2spirals", *(f"digits, width {width}" for width in (16, 32, 64))),
+    measurements=("gradient_errors", "step_errors", "integrals", "growth", "samples"),
+    group_measurements=("growth", "samples"),
 )
 
 EXPERIMENTS = {card.name: card for card in (SPEECH_COMMANDS, ACROBOT, FLOW)}

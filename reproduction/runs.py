@@ -178,11 +178,14 @@ def _flows() -> list[Block]:
     """Densities of toys, tables and digits, of a size for a CPU."""
     ways = [*_norms("default", "per-tensor", "seminorm", "discrete"), INTEGRALS]
     toys = dict(batch_size=100, max_epochs=30)
-    tables = dict(rtol=1e-6, atol=1e-8, batch_size=1000, max_epochs=300)
+    tables = dict(rtol=1e-6, atol=1e-8, batch_size=1000)
+    digits = dict(data="digits", batch_size=50)
     return [
         *(Block("flow", ways, dict(data=data, **toys), 3) for data in ("checkerboard", "8gaussians", "2spirals")),
-        *(Block("flow", ways, dict(data=data, **tables), 1) for data in ("wine", "breast_cancer")),
-        Block("flow", ways, dict(data="digits", width=16, max_epochs=30), 2),
+        Block("flow", ways, dict(data="wine", max_epochs=300, **tables), 1),
+        Block("flow", ways, dict(data="breast_cancer", max_epochs=100, **tables), 1),
+        Block("flow", ways, dict(width=16, max_epochs=30, **digits), 2),
+        *(Block("flow", _norms("discrete"), dict(width=width, max_epochs=10, **digits), 1) for width in (32, 64)),
     ]
 
 

@@ -1,6 +1,7 @@
 """What is measured of trained flows, and the pictures of it."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import flow
-from reproduction import diagnostic_figures, flow_figures, flow_samples
+from reproduction import diagnostic_figures, diagnostics, flow_figures, flow_samples
 from reproduction.experiments import FLOW
 from reproduction.integral_errors import integral_errors
 from reproduction.style import NothingToDraw, render
@@ -49,6 +50,21 @@ def test_images_are_levels(of_images):
     samples = np.array(of_images["samples"])
     assert samples.shape == (flow_samples.NUM_IMAGES, 1, 8, 8)
     assert 0 <= samples.min() <= samples.max() <= 16
+
+
+def test_evaluations_grow_with_the_weights():
+    config = flow.Config("cpu", "discrete", rtol=1e-3, atol=1e-3, data="checkerboard", width=8, batch_size=20)
+    trained = flow.build(config).eval()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter *= 5
+    record = diagnostics.measure_growth("flow", config, trained, (torch.randn(60, 2),))
+    assert record["num_parameters"] == sum(parameter.numel() for parameter in trained.parameters())
+    counts = {(row["weights"], row["way"], row["batch"]): row["backward_nfe"] for row in record["rows"]}
+    ways = ["default", "per-tensor", "seminorm", "discrete", "seminorm, integrals unweighed"]
+    assert set(counts) == set(itertools.product(["initial", "trained"], ways, range(3)))
+    assert all(counts["trained", way, 0] > counts["initial", way, 0] for way in ways)
+    assert counts["trained", "seminorm, integrals unweighed", 0] <= counts["trained", "default", 0]
 
 
 def write(tmp_path, group, record):

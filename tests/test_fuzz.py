@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import acrobot
 import figures
+import flow
 import speech_commands
 import tables
 from common import command_line
@@ -31,7 +32,7 @@ from reproduction import runs, status, typesetting
 from reproduction.page import make_page
 from reproduction.style import NothingToDraw, render
 
-EXPERIMENTS = {"acrobot": acrobot, "speech_commands": speech_commands}
+EXPERIMENTS = {"acrobot": acrobot, "flow": flow, "speech_commands": speech_commands}
 experiments = st.sampled_from(sorted(EXPERIMENTS))
 
 
@@ -122,6 +123,7 @@ def test_command_lines(data):
 
 SMALL = {
     "acrobot": dict(num_trajectories=7, batch_size=900, metric_interval=1),
+    "flow": dict(data="wine", batch_size=900, width=5),
     "speech_commands": dict(batch_size=25, hidden_channels=4, hidden_hidden_channels=4, num_hidden_layers=1),
 }
 
@@ -140,6 +142,9 @@ def test_runs(folder, sounds, data):
         "rtol": st.sampled_from([1e-300, 1e30, 1e300, "1"]),
         "results_dir": st.sampled_from(["", "results", "deep/er", "../beside/up", "x" * 300, 7, "\0", "/proc/here"]),
         "learning_rate": st.sampled_from([1e-300, 1e30, 1e300, float("nan")]),
+        # Others take long, or download.
+        "data": st.sampled_from(["wine", "Wine", "2spirals", None, 7]),
+        "width": st.sampled_from([None, 0, 1, 3.5, "4", 10**9]),
     }
     settings |= data.draw(some_of({name: values[name] for name in names_of(experiment)}, at_most=2))
     before = files_in(folder)
