@@ -26,7 +26,7 @@ def network():
 
 def test_every_way_is_a_row_with_all_its_numbers(network):
     assert [row.way for row in network.rows] == [
-        "default", "per-tensor", "seminorm", "seminorm, warm start", "discrete",
+        "default", "per-tensor", "seminorm", "seminorm, warm start", "discrete", "discrete, all stages kept",
         "torchdiffeq, adjoint", "torchdiffeq, through the solver",
     ]  # fmt: skip
     for row in network.rows:

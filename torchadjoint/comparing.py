@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import arguments
-from .adjoints import Backsolve
+from .adjoints import Backsolve, Discrete
 from .api import solve
 from .errors import SolverError
 from .methods import find_method
@@ -32,6 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "seminorm": {"adjoint": "seminorm"},
     "seminorm, warm start": {"adjoint": Backsolve(warm_start=True)},
     "discrete": {"adjoint": "discrete"},
+    "discrete, all stages kept": {"adjoint": Discrete(linearised="solve")},
     "seminorm, compiled": {"adjoint": "seminorm", "compile": True},
     "discrete, compiled": {"adjoint": "discrete", "compile": True},
 }

@@ -18,6 +18,8 @@ COLORS = {
     "per-tensor": "#56B4E9",
     "adjoint": "#56B4E9",
     "backsolve": "#0072B2",
+    "all stages kept": "#CC79A7",
+    "one stage": "#8C6BB1",
 }
 """By the first of these words in a way's name; that of the steps' own gradient is black."""
 MARKERS = {"ours": "o", "torchdiffeq": "s", "diffrax": "^", "torchode": "D", "interpolated": "P"}
