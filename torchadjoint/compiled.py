@@ -38,30 +38,31 @@ class CompiledField(AutogradField):
 
     def slope(self) -> Bound:
         """The slope (size) at a time and a state (size)."""
-        return self._bound(slope_forward, ())
+        return self.bound(slope_forward, ())
 
     def attempt(self, method: RungeKutta, blocks: Sequence[Block]) -> Bound:
         """An attempted step, whose error is measured over `blocks`: see `compiled_steps`."""
-        return self._bound(attempt_forward, (table_of(method), tuple(blocks)))
+        return self.bound(attempt_forward, (table_of(method), tuple(blocks)))
 
     def slope_back(self) -> Bound:
         """As `slope`, of the state and its adjoint, and the product with the parameters (parameters + 1)."""
-        return self._bound(slope_backward, (self.places,), self.parameters)
+        return self.bound(slope_backward, (self.places,), self.parameters)
 
     def attempt_back(self, method: RungeKutta, blocks: Sequence[Block]) -> Bound:
         """As `attempt`, of the state and its adjoint, with the products with the parameters."""
-        return self._bound(attempt_backward, (table_of(method), tuple(blocks), self.places), self.parameters)
+        return self.bound(attempt_backward, (table_of(method), tuple(blocks), self.places), self.parameters)
 
     def reversal(self, method: RungeKutta) -> Bound:
         """What `reverse_step` returns, given the tensors of a step."""
-        return self._bound(reverse_step, (table_of(method), self.places), self.parameters)
+        return self.bound(reverse_step, (table_of(method), self.places), self.parameters)
 
     def check(self, t: float, state: Tensor) -> None:
         """Evaluate it once as it is: what is wrong with it is said better than by a compiler. ValueError if so."""
         out = torch.empty_like(state).view(self.shape)
         self.evaluate(t, state.view(self.shape), out)
 
-    def _bound(self, function: Callable, fixed: tuple, *of_this_module: Any) -> Bound:
+    def bound(self, function: Callable, fixed: tuple, *of_this_module: Any) -> Bound:
+        """A function of `compiled_steps` or `compiled_loops`, given what stays in a solve; `fixed` is hashable."""
         made = compiled(function, fixed, self.shape, self.structure)
         return Bound(made, self.func, (self.shape, *fixed, *of_this_module))
 

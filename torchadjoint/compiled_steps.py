@@ -28,19 +28,19 @@ def num_numbers(method: RungeKutta) -> int:
     return 2 * method.num_stages + 2
 
 
-def _derivative(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
+def derivative(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
     return checked_derivative(func(t, y), y).to(y.dtype)
 
 
 def _derivative_of(func: nn.Module, places: Places, parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
     """The derivative as a function of the parameters too."""
     named = {name: parameters[number] for name, number in places}
-    return _derivative(lambda t, z: torch.func.functional_call(func, named, (t, z), tie_weights=False), t, z)
+    return derivative(lambda t, z: torch.func.functional_call(func, named, (t, z), tie_weights=False), t, z)
 
 
 def slope_forward(func: nn.Module, shape: torch.Size, t: Tensor, state: Tensor) -> tuple[Tensor]:
     """The slope (size) at a time and a state (size)."""
-    return (_derivative(func, t, state.view(shape)).reshape(-1).clone(),)
+    return (derivative(func, t, state.view(shape)).reshape(-1).clone(),)
 
 
 def slope_backward(
@@ -56,7 +56,7 @@ def slope_backward(
     return torch.cat([slope.reshape(-1), -by_z.reshape(-1)]), product
 
 
-def _attempt(
+def attempt(
     slope_at: Callable[[Tensor, Tensor], Tensor],
     table: Table,
     blocks: Sequence[Block],
@@ -85,8 +85,8 @@ def _attempt(
 def attempt_forward(
     func: nn.Module, shape: torch.Size, table: Table, blocks: Sequence[Block], *of_step: Tensor
 ) -> tuple[Tensor, ...]:
-    """An attempted step of the state: see `_attempt`."""
-    return _attempt(lambda t, y: _derivative(func, t, y.view(shape)).reshape(-1), table, blocks, *of_step)
+    """An attempted step of the state: see `attempt`."""
+    return attempt(lambda t, y: derivative(func, t, y.view(shape)).reshape(-1), table, blocks, *of_step)
 
 
 def attempt_backward(
@@ -112,7 +112,7 @@ def attempt_backward(
         products.append(product)
         return slope
 
-    attempted = _attempt(slope_at, table, blocks, start, first_slope, numbers)
+    attempted = attempt(slope_at, table, blocks, start, first_slope, numbers)
     _, _, weighing_stages = table
     weights = numbers[len(products) - 1 : -3].unbind()
     rate = sum(weights[stage] * products[stage] for stage in weighing_stages)

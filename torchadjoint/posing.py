@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def pose(
     integrals: int = 0,
     weigh_integrals: bool = True,
     observer: Observer | None = None,
-    compile: bool = False,
+    compile: bool | Literal["solve"] = False,
     **options: Any,
 ) -> Problem:
     """The problem that these arguments pose; `torchadjoint.solve` describes them.
@@ -75,7 +75,8 @@ def pose(
     elif "norm" in backward_options:
         raise ValueError("adjoint_options names a norm: name it by adjoint=Backsolve(norm)")
     like = {"largest": largest, "like": asked_y0}
-    compile = arguments.flag("compile", compile)
+    if compile != "solve":
+        compile = arguments.flag("compile", compile)
     if compile and adjoint_params is not None:
         raise ValueError("compile=True needs no adjoint_params: it differentiates all parameters of func")
     _check_integrals(integrals, weigh_integrals, shapes=shapes if is_tuple else [], compile=compile, options=options)
