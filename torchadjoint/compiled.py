@@ -34,35 +34,41 @@ class CompiledField(AutogradField):
     def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
         super().__init__(func, parameters, shape, time_gradient=time_gradient)
         self.structure = structure(func)
-        self.places = _places(func)
+        self.places = _places(func, parameters)
 
     def slope(self) -> Bound:
         """The slope (size) at a time and a state (size)."""
-        return self.bound(slope_forward, ())
+        return self._bound(slope_forward, ())
 
     def attempt(self, method: RungeKutta, blocks: Sequence[Block]) -> Bound:
         """An attempted step, whose error is measured over `blocks`: see `compiled_steps`."""
-        return self.bound(attempt_forward, (table_of(method), tuple(blocks)))
+        return self._bound(attempt_forward, (table_of(method), tuple(blocks)))
 
     def slope_back(self) -> Bound:
         """As `slope`, of the state and its adjoint, and the product with the parameters (parameters + 1)."""
-        return self.bound(slope_backward, (self.places,), self.parameters)
+        return self._bound(slope_backward, (self.places,), self.parameters)
 
     def attempt_back(self, method: RungeKutta, blocks: Sequence[Block]) -> Bound:
         """As `attempt`, of the state and its adjoint, with the products with the parameters."""
-        return self.bound(attempt_backward, (table_of(method), tuple(blocks), self.places), self.parameters)
+        return self._bound(attempt_backward, (table_of(method), tuple(blocks), self.places), self.parameters)
 
     def reversal(self, method: RungeKutta) -> Bound:
         """What `reverse_step` returns, given the tensors of a step."""
-        return self.bound(reverse_step, (table_of(method), self.places), self.parameters)
+        return self._bound(reverse_step, (table_of(method), self.places), self.parameters, ())
+
+    def loop(self, function: Callable, fixed: tuple) -> Bound:
+        """A function of `compiled_loops`, which is given all tensors of the module, these parameters first."""
+        known = {id(parameter) for parameter in self.parameters}
+        others = {id(tensor): tensor for tensor in (*self.func.parameters(), *self.func.buffers())}
+        tensors = (*self.parameters, *(tensor for key, tensor in others.items() if key not in known))
+        return self._bound(function, (*fixed, _places(self.func, tensors)), tensors)
 
     def check(self, t: float, state: Tensor) -> None:
         """Evaluate it once as it is: what is wrong with it is said better than by a compiler. ValueError if so."""
         out = torch.empty_like(state).view(self.shape)
         self.evaluate(t, state.view(self.shape), out)
 
-    def bound(self, function: Callable, fixed: tuple, *of_this_module: Any) -> Bound:
-        """A function of `compiled_steps` or `compiled_loops`, given what stays in a solve; `fixed` is hashable."""
+    def _bound(self, function: Callable, fixed: tuple, *of_this_module: Any) -> Bound:
         made = compiled(function, fixed, self.shape, self.structure)
         return Bound(made, self.func, (self.shape, *fixed, *of_this_module))
 
@@ -193,14 +199,15 @@ class CompiledSolver(Solver):
         return (self.slopes.T @ weights) / (self.atol + self.rtol * torch.maximum(self.start.abs(), self.end.abs()))
 
 
-def _places(func: nn.Module) -> Places:
-    trained = [parameter for parameter in func.parameters() if parameter.requires_grad]
-    numbers = {id(parameter): number for number, parameter in enumerate(trained)}
+def _places(func: nn.Module, tensors: Sequence[Tensor]) -> Places:
+    """Where a module has those of these tensors that are its own."""
+    numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
     return tuple(
-        (f"{path}.{name}" if path else name, numbers[id(parameter)])
+        (f"{path}.{name}" if path else name, numbers[id(tensor)])
         for path, module in func.named_modules()
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-        if parameter.requires_grad
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(recurse=False, remove_duplicate=False)
+        if id(tensor) in numbers
     )
 
 

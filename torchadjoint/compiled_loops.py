@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop_op as while_loop
 
-from .compiled_steps import Places, Table, attempt, derivative, reverse_step, table_of
+from .compiled_steps import Places, Table, attempt, derivative_of, reverse_step, table_of
 from .methods.runge_kutta import RungeKutta
 from .norms import Block
 
@@ -68,6 +69,8 @@ def attempt_steps(
     shape: torch.Size,
     loop: Loop,
     blocks: tuple[Block, ...],
+    places: Places,
+    tensors: tuple[Tensor, ...],
     start: Tensor,
     first_slope: Tensor,
     settings: Tensor,
@@ -79,6 +82,8 @@ def attempt_steps(
         shape: that of its state.
         loop: the method, and how many attempts are recorded.
         blocks: what the error is measured over.
+        places: where the field has which tensors.
+        tensors: what they are.
         start: where the first attempt starts (size).
         first_slope: the slope there (size).
         settings: those of `Settings`, in its order.
@@ -94,13 +99,13 @@ def attempt_steps(
     slopes = start.new_empty(loop.capacity, num_stages, start.numel())
     log = settings.new_empty(loop.capacity + 1, FIRST_TIME + num_stages)
 
-    def slope_at(t: Tensor, y: Tensor) -> Tensor:
-        return derivative(func, t, y.view(shape)).reshape(-1)
-
     def goes_on(number: Tensor, is_over: Tensor, *_: Tensor) -> Tensor:
         return (number < Settings(*settings.unbind()).most_attempts) & ~is_over
 
-    def take(number, _, t0, dt, first_time, y, slope):
+    def take(number, _, t0, dt, first_time, y, slope, *tensors):
+        def slope_at(t: Tensor, y: Tensor) -> Tensor:
+            return derivative_of(func, places, tensors, t, y.view(shape)).reshape(-1)
+
         # Views of one tensor must not come in from outside.
         given = Settings(*settings.unbind())
         direction = given.direction
@@ -142,7 +147,7 @@ def attempt_steps(
     is_over = torch.zeros((), dtype=torch.bool, device=start.device)
     given = Settings(*settings.unbind())
     position = (given.t.clone(), given.dt.clone(), given.first_time.clone(), start.clone(), first_slope.clone())
-    number, _, t, dt, first_time, y, slope = torch.while_loop(goes_on, take, (number, is_over, *position))
+    number, _, t, dt, first_time, y, slope = while_loop(goes_on, take, (number, is_over, *position), tensors)
     starts.index_copy_(0, number.reshape(1), y.unsqueeze(0))
     zero = torch.zeros_like(t)
     entries = torch.stack([t, t, zero, zero, *[first_time] * num_stages])
@@ -162,8 +167,9 @@ def reverse_steps(
     func: nn.Module,
     shape: torch.Size,
     loop: Loop,
+    num_parameters: int,
     places: Places,
-    parameters: tuple[Tensor, ...],
+    tensors: tuple[Tensor, ...],
     starts: Tensor,
     log: Tensor,
     rows: Tensor,
@@ -178,8 +184,9 @@ def reverse_steps(
         func: the field.
         shape: that of its state.
         loop: the method.
-        places: where the field has which parameters.
-        parameters: what they are.
+        num_parameters: how many of the tensors are differentiated: the first.
+        places: where the field has which tensors.
+        tensors: what they are.
         starts: where attempts start (capacity + 1, size).
         log: that of the attempts (capacity + 1, columns).
         rows: which of them are the steps (capacity + 1), in order.
@@ -195,7 +202,8 @@ def reverse_steps(
     def remains(number: Tensor, *_: Tensor) -> Tensor:
         return number > 0
 
-    def reverse(number, end_gradient, gradient):
+    def reverse(number, end_gradient, gradient, *tensors):
+        parameters, others = tensors[:num_parameters], tensors[num_parameters:]
         step = number.reshape(1) - 1
         row = rows.index_select(0, step)
         entries = log.index_select(0, row).squeeze(0)
@@ -204,13 +212,13 @@ def reverse_steps(
         by_slopes = slope_gradients.index_select(0, step).squeeze(0)[:-1] + step_weights * numbers[-1] * end_gradient
         start = starts.index_select(0, row).squeeze(0)
         by_start, by_parameters = reverse_step(
-            func, shape, loop.table, places, parameters, start, by_slopes, numbers
+            func, shape, loop.table, places, parameters, others, start, by_slopes, numbers
         )
         start_gradient = end_gradient + start_gradients.index_select(0, step).squeeze(0) + by_start
         return number - 1, start_gradient, gradient + by_parameters
 
-    gradient = end_gradient.new_zeros(sum(parameter.numel() for parameter in parameters))
-    _, start_gradient, gradient = torch.while_loop(
-        remains, reverse, (number.clone(), end_gradient.clone(), gradient)
+    gradient = end_gradient.new_zeros(sum(parameter.numel() for parameter in tensors[:num_parameters]))
+    _, start_gradient, gradient = while_loop(
+        remains, reverse, (number.clone(), end_gradient.clone(), gradient), tensors
     )
     return start_gradient.clone(), gradient.clone()

@@ -36,7 +36,7 @@ class LoopSystem(ForwardSystem):
         super().__init__(vector_field, vector_field.shape)
         self.loop = loop_of(method, self.size)
         self.slope = vector_field.slope()
-        self.attempts = vector_field.bound(attempt_steps, (self.loop, tuple(blocks)))
+        self.attempts = vector_field.loop(attempt_steps, (self.loop, tuple(blocks)))
 
     def prepare(self, t: float, state: Tensor) -> None:
         """Compile what was not compiled before. ValueError if that cannot be done."""
@@ -206,7 +206,7 @@ class StepReversal:
 
     def __init__(self, vector_field: CompiledField, method: RungeKutta, size: int, statistics: Statistics):
         self.loop = loop_of(method, size)
-        self.reversal = vector_field.bound(reverse_steps, (self.loop, vector_field.places), vector_field.parameters)
+        self.reversal = vector_field.loop(reverse_steps, (self.loop, len(vector_field.parameters)))
         self.statistics = statistics
 
     def prepare(self, t: float, state: Tensor) -> None:

@@ -32,8 +32,8 @@ def derivative(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -
     return checked_derivative(func(t, y), y).to(y.dtype)
 
 
-def _derivative_of(func: nn.Module, places: Places, parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
-    """The derivative as a function of the parameters too."""
+def derivative_of(func: nn.Module, places: Places, parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
+    """The derivative as a function of the parameters too, and of whatever else `places` counts."""
     named = {name: parameters[number] for name, number in places}
     return derivative(lambda t, z: torch.func.functional_call(func, named, (t, z), tie_weights=False), t, z)
 
@@ -49,7 +49,7 @@ def slope_backward(
     """The slope of the state and its adjoint (2 * size), and the parameters' (parameters + 1), the last for t."""
     z, adjoint = state.view(2, *shape).unbind()
     slope, pullback = torch.func.vjp(
-        lambda parameters, t, z: _derivative_of(func, places, parameters, t, z), parameters, t, z
+        lambda parameters, t, z: derivative_of(func, places, parameters, t, z), parameters, t, z
     )
     by_parameters, by_t, by_z = pullback(adjoint)
     product = torch.cat([product.reshape(-1) for product in (*by_parameters, by_t)])
@@ -125,6 +125,7 @@ def reverse_step(
     table: Table,
     places: Places,
     parameters: Sequence[Tensor],
+    others: Sequence[Tensor],
     start: Tensor,
     slope_gradients: Tensor,
     numbers: Tensor,
@@ -137,6 +138,7 @@ def reverse_step(
         table: the method.
         places: where it has which parameters.
         parameters: what they are.
+        others: tensors of the field that are not differentiated, which `places` counts behind the parameters.
         start: where the step starts (size).
         slope_gradients: the gradients of these slopes (stages - 1, size).
         numbers: the times of these stages, and dt (stages).
@@ -149,7 +151,7 @@ def reverse_step(
         for weights, t in zip(stage_weights[:-1], times, strict=True):
             weighted = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
             state = start + dt * sum(weighted) if weighted else start
-            slopes.append(_derivative_of(func, places, parameters, t, state.view(shape)).reshape(-1))
+            slopes.append(derivative_of(func, places, (*parameters, *others), t, state.view(shape)).reshape(-1))
         return torch.stack(slopes)
 
     _, pullback = torch.func.vjp(slopes_of, parameters, start)
