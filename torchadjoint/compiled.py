@@ -34,7 +34,12 @@ class CompiledField(AutogradField):
     def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
         super().__init__(func, parameters, shape, time_gradient=time_gradient)
         self.structure = structure(func)
-        self.places = _places(func, parameters)
+        known = {id(parameter) for parameter in parameters}
+        others = {id(tensor): tensor for tensor in (*func.parameters(), *func.buffers())}
+        self.tensors = (*parameters, *(tensor for key, tensor in others.items() if key not in known))
+        """The parameters and what else the module has, each once."""
+        self.all_places = _places(func, self.tensors)
+        self.places = tuple((name, number) for name, number in self.all_places if number < len(parameters))
 
     def slope(self) -> Bound:
         """The slope (size) at a time and a state (size)."""
@@ -58,10 +63,7 @@ class CompiledField(AutogradField):
 
     def loop(self, function: Callable, fixed: tuple) -> Bound:
         """A function of `compiled_loops`, which is given all tensors of the module, these parameters first."""
-        known = {id(parameter) for parameter in self.parameters}
-        others = {id(tensor): tensor for tensor in (*self.func.parameters(), *self.func.buffers())}
-        tensors = (*self.parameters, *(tensor for key, tensor in others.items() if key not in known))
-        return self._bound(function, (*fixed, _places(self.func, tensors)), tensors)
+        return self._bound(function, (*fixed, self.all_places), self.tensors)
 
     def check(self, t: float, state: Tensor) -> None:
         """Evaluate it once as it is: what is wrong with it is said better than by a compiler. ValueError if so."""

@@ -169,7 +169,7 @@ class _Discrete:
     def begin(self) -> Solver:
         if self.problem.compile == "solve":
             solver = loop_solver(self.problem, self.statistics, self.field)
-            solver.record, solver.prepare_backward = [], self._step_reversal().prepare
+            solver.record, solver.prepare_backward = [], self.step_reversal.prepare
             return solver
         if self.problem.compile:
             system = compiled_system(self.problem, self.field)
@@ -188,7 +188,9 @@ class _Discrete:
         if not self.problem.compile:
             self.record[-1].is_linearised = self.adjoint.linearised == "step"
 
-    def _step_reversal(self) -> StepReversal:
+    @functools.cached_property
+    def step_reversal(self) -> StepReversal:
+        """What reverses the steps that a compiled loop has taken."""
         problem = self.problem
         return StepReversal(self.field, problem.forward.method, problem.y0.numel(), self.statistics.backward)
 
@@ -201,7 +203,7 @@ class _Discrete:
         flat = solution_gradient.reshape(len(solution_gradient), -1)
         gradient = flat.new_zeros(sum(self.field.parameter_sizes))
         if self.problem.compile == "solve":
-            adjoint = self._step_reversal().reverse(self.record, flat, gradient)
+            adjoint = self.step_reversal.reverse(self.record, flat, gradient)
         else:
             adjoint = self._reverse(flat, gradient)
         times = self._time_gradient(solution, flat, adjoint) if self.problem.t.requires_grad else None
