@@ -13,6 +13,9 @@ from .compiled_steps import Places, Table, attempt, derivative_of, reverse_step,
 from .methods.runge_kutta import RungeKutta
 from .norms import Block
 
+OLDEST_TORCH = "2.14"
+"""Whose loops can write into a tensor from outside; older ones were not tried."""
+
 
 class Loop(NamedTuple):
     """What stays in all loops of a solve, but for the field and the shape of its state."""
@@ -90,9 +93,9 @@ def attempt_steps(
 
     Returns:
         Of each attempt its start (capacity + 1, size), its slopes (capacity, stages, size), and its log
-        (capacity + 1, columns), where the row after the last attempt belongs to the point where the loop has ended; the
-        state there (size); the slope there (size); and in float64 the time there, the size of the next step, the time where
-        that slope was evaluated, and the number of attempts.
+        (capacity + 1, columns). The row after the last attempt belongs to the point where the loop has ended. Then the
+        state there (size); the slope there (size); and in float64 the time there, the size of the next step, the time
+        where that slope was evaluated, and the number of attempts.
     """
     dtype, num_stages = start.dtype, len(loop.nodes)
     starts = start.new_empty(loop.capacity + 1, start.numel())

@@ -1,7 +1,7 @@
 """A solver whose loop over steps is compiled, and the way back through its steps: `compile="solve"`.
 
-Python is back between two calls of a loop alone: at a jump, or when the record of attempts is full. `compiled_loops` has
-the loops.
+Between two calls of a loop Python is back: at a jump, and when the record of attempts is full. `compiled_loops` has the
+loops.
 """
 
 import math
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .compiled import CompiledField, CompiledSolver
 from .compiled_loops import (
-    ERROR_RATIO,
     FIRST_TIME,
     IS_ACCEPTED,
     T0,
@@ -252,7 +251,12 @@ class StepReversal:
     def _arguments(self, piece: Piece, rows: Sequence[int]) -> tuple[Tensor, ...]:
         padding = [0] * (self.loop.capacity + 1 - len(rows))
         device = piece.log.device
-        return piece.starts, piece.log, torch.tensor([*rows, *padding], device=device), torch.tensor(len(rows), device=device)
+        return (
+            piece.starts,
+            piece.log,
+            torch.tensor([*rows, *padding], device=device),
+            torch.tensor(len(rows), device=device),
+        )
 
     def _gradients(self, piece: Piece, solution_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the slopes (capacity + 1, stages, size) and starts (capacity + 1, size) of steps, by outputs alone.

@@ -68,7 +68,8 @@ class Compiled:
             reason, cause = "it changes whenever it is called, so it would be compiled again and again", error
         except dynamo.TorchDynamoException as error:
             reason, cause = " ".join(str(error).split("\n\n")[0].split()), error
-        raise ValueError(f"func cannot be compiled as a whole ({reason}): leave compile=True away") from cause
+        advice = "leave compile away, or take compile=True if it is 'solve'"
+        raise ValueError(f"func cannot be compiled as a whole ({reason}): {advice}") from cause
 
 
 TORCHS = ("G['torch']", "__import__('torch')", "G['__builtins_dict__")

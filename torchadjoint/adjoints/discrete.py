@@ -159,8 +159,8 @@ class _Discrete:
     def __init__(self, adjoint: Discrete, problem: Problem, statistics: SolveStatistics):
         if problem.compile and adjoint != Discrete():
             raise ValueError(
-                f"the adjoint is {adjoint}, but compile=True keeps every state and no stage: take adjoint='discrete', "
-                "or leave compile away"
+                f"the adjoint is {adjoint}, but compile={problem.compile!r} keeps every state and no stage: take "
+                "adjoint='discrete', or leave compile away"
             )
         self.adjoint, self.problem, self.statistics = adjoint, problem, statistics
         self.field = make_field(problem, time_gradient=False)
