@@ -1,5 +1,7 @@
 """A compiled loop over steps takes the steps of eager attempts, and so does its way back."""
 
+import os
+
 import pytest
 import torch
 from problems import F64, Network, Pair, differentiate, distance, random, solve, steps
@@ -192,3 +194,50 @@ def test_the_dense_output_as_polynomials(method):
         powers = torch.tensor([fraction**power for power in (1, 2, 3, 4)], dtype=F64)
         weights = powers @ torch.tensor(method.dense_output, dtype=F64)
         assert weights.tolist() == pytest.approx(method.interpolation_weights(fraction), abs=1e-13)
+
+
+class Preying(nn.Module):
+    """Prey and predator, with parameters that are taken apart, a buffer, and joined slopes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = nn.Parameter(torch.tensor([1.5, 1.0, 3.0, 1.0], dtype=F64))
+        self.register_buffer("shares", torch.tensor([0.9, 1.1], dtype=F64))
+
+    def forward(self, t, y):
+        birth, eaten, death, eating = self.rates
+        (less, more), (prey, predator) = self.shares, y
+        met = prey * predator
+        return torch.stack([birth * prey - less * eaten * met, more * eating * met - death * predator])
+
+
+def test_a_field_that_takes_its_tensors_apart(graphs):  # noqa: F811
+    compare(Preying(), torch.ones(2, dtype=F64), T, rtol=1e-4, atol=1e-5)
+    assert graphs
+
+
+def test_a_weight_in_two_places(graphs):  # noqa: F811
+    compare(Tied(), random(2, 3), T[[0, 1]], rtol=1e-4, atol=1e-4)
+    assert graphs
+
+
+def test_torch_looks_at_the_module_once_a_solve(looks):  # noqa: F811
+    func = Kinked()
+    compare(func, random(4, 3), T, jump_t=KINKS, **TIGHT)
+    looks.clear()
+    with torch.no_grad():
+        func.rates *= 0.9
+    compare(func, random(4, 3), T * 0.9, jump_t=KINKS, **TIGHT)
+    assert sorted(looks) == ["attempt_steps", "reverse_steps", "slope_forward"]
+
+
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
+def test_kernels_are_compiled_once(caches):  # noqa: F811
+    options = dict(method="bosh3", jump_t=[0.5], rtol=1e-4, atol=1e-5)
+    compare(Preying(), torch.ones(2, dtype=F64), T, **options)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        func = Preying()
+        with torch.no_grad():
+            func.rates *= 0.9
+            func.shares *= 0.9
+        compare(func, random(2).abs(), T.flip(0), **options)
