@@ -158,7 +158,9 @@ def jump_times(
     A jump that equals one of the output `times` in one of the `dtypes` is that time: 0.7 and what float32 makes of it
     are two numbers, between which the field would be asked on the wrong side of its jump.
     """
-    values = [] if jump_t is None else step_times("jump_t", jump_t, largest)
+    if jump_t is None:
+        return []
+    values = step_times("jump_t", jump_t, largest)
     for dtype in dtypes:
         nearby = dict(zip(_rounded(times, dtype), times, strict=True))
         values = [

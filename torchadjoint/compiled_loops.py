@@ -11,7 +11,7 @@ from torch._higher_order_ops.while_loop import while_loop_op as while_loop
 
 from .compiled_steps import Places, Table, attempt, derivative_of, reverse_step, table_of
 from .methods.runge_kutta import RungeKutta
-from .norms import Block
+from .norms import Block, block_norm
 
 OLDEST_TORCH = "2.14"
 """Whose loops can write into a tensor from outside; older ones were not tried."""
@@ -40,9 +40,13 @@ class Settings(NamedTuple):
     t: float
     """Where the first attempt starts."""
     dt: float
-    """Its size."""
+    """Its size, if it is known."""
     first_time: float
-    """Where its first slope was evaluated."""
+    """Where its first slope was evaluated, or is to be."""
+    needs_slope: float
+    """1 if that is to be evaluated, else 0."""
+    needs_dt: float
+    """1 if the size is to be guessed, else 0."""
     direction: float
     stop: float
     """Where a step must end, infinitely far ahead if nowhere."""
@@ -88,19 +92,22 @@ def attempt_steps(
         places: where the field has which tensors.
         tensors: what they are.
         start: where the first attempt starts (size).
-        first_slope: the slope there (size).
+        first_slope: the slope there (size), if it is known.
         settings: those of `Settings`, in its order.
 
     Returns:
         Of each attempt its start (capacity + 1, size), its slopes (capacity, stages, size), and its log
         (capacity + 1, columns). The row after the last attempt belongs to the point where the loop has ended. Then the
         state there (size); the slope there (size); and in float64 the time there, the size of the next step, the time
-        where that slope was evaluated, and the number of attempts.
+        where that slope was evaluated, the number of attempts, and where the field was evaluated to guess the first.
+        A size is NaN if the state or its slope is not finite.
     """
     dtype, num_stages = start.dtype, len(loop.nodes)
     starts = start.new_empty(loop.capacity + 1, start.numel())
     slopes = start.new_empty(loop.capacity, num_stages, start.numel())
     log = settings.new_empty(loop.capacity + 1, FIRST_TIME + num_stages)
+
+    first_slope, dt, t_trial = _begin(func, shape, loop, blocks, places, tensors, start, first_slope, settings)
 
     def goes_on(number: Tensor, is_over: Tensor, *_: Tensor) -> Tensor:
         return (number < Settings(*settings.unbind()).most_attempts) & ~is_over
@@ -146,16 +153,70 @@ def attempt_steps(
             torch.where(is_accepted, stages[-1], slope),
         )
 
-    number = torch.zeros((), dtype=torch.int64, device=start.device)
-    is_over = torch.zeros((), dtype=torch.bool, device=start.device)
     given = Settings(*settings.unbind())
-    position = (given.t.clone(), given.dt.clone(), given.first_time.clone(), start.clone(), first_slope.clone())
-    number, _, t, dt, first_time, y, slope = while_loop(goes_on, take, (number, is_over, *position), tensors)
+    number = torch.zeros((), dtype=torch.int64, device=start.device)
+    t1 = given.t + given.direction * dt
+    is_over = (t1 == given.t) | ~t1.isfinite()
+    carried = (number, is_over, given.t.clone(), dt, given.first_time.clone(), start.clone(), first_slope)
+    number, _, t, dt, first_time, y, slope = while_loop(goes_on, take, carried, tensors)
     starts.index_copy_(0, number.reshape(1), y.unsqueeze(0))
     zero = torch.zeros_like(t)
     entries = torch.stack([t, t, zero, zero, *[first_time] * num_stages])
     log.index_copy_(0, number.reshape(1), entries.unsqueeze(0))
-    return starts, slopes, log, y.clone(), slope.clone(), torch.stack([t, dt, first_time, number.to(t.dtype)])
+    return starts, slopes, log, y.clone(), slope.clone(), torch.stack([t, dt, first_time, number.to(t.dtype), t_trial])
+
+
+def _begin(
+    func: nn.Module,
+    shape: torch.Size,
+    loop: Loop,
+    blocks: tuple[Block, ...],
+    places: Places,
+    tensors: tuple[Tensor, ...],
+    start: Tensor,
+    first_slope: Tensor,
+    settings: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first slope, the size of the first step, and where the field was evaluated to guess it; see `attempt_steps`.
+
+    What is known is taken over by a loop that runs not once.
+    """
+
+    def slope_at(tensors: tuple[Tensor, ...], t: Tensor, y: Tensor) -> Tensor:
+        return derivative_of(func, places, tensors, t.to(y.dtype), y.view(shape)).reshape(-1)
+
+    def needs_slope(number: Tensor, *_: Tensor) -> Tensor:
+        return number < Settings(*settings.unbind()).needs_slope
+
+    def find_slope(number, _, *tensors):
+        return number + 1, slope_at(tensors, Settings(*settings.unbind()).first_time, start).clone()
+
+    def needs_dt(number: Tensor, *_: Tensor) -> Tensor:
+        return number < Settings(*settings.unbind()).needs_dt
+
+    def guess_dt(number, _, t_trial, *tensors):
+        """As `Solver` does."""
+        given = Settings(*settings.unbind())
+        scale = given.atol.to(start.dtype) + given.rtol.to(start.dtype) * start.abs()
+        state_norm, slope_norm = (block_norm(of / scale, blocks).to(given.t.dtype) for of in (start, slope))
+        is_tiny = (state_norm < 1e-5) | (slope_norm < 1e-5)
+        trial = torch.where(is_tiny, 1e-6, 0.01 * state_norm / slope_norm)
+        change = given.direction * trial
+        trial_slope = slope_at(tensors, given.t + change, start + change.to(start.dtype) * slope)
+        curvature = block_norm((trial_slope - slope) / scale, blocks).to(given.t.dtype) / trial
+        is_still = (slope_norm <= 1e-15) & (curvature <= 1e-15)
+        steepest = torch.where(curvature > slope_norm, curvature, slope_norm)
+        dt = torch.where(is_still, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / loop.order))
+        dt = torch.minimum(torch.maximum(torch.minimum(100 * trial, dt), given.min_step), given.max_step)
+        dt = torch.where((state_norm + slope_norm).isfinite(), dt, torch.nan)
+        return number + 1, dt, given.t + change
+
+    number = torch.zeros((), dtype=torch.int64, device=start.device)
+    _, slope = while_loop(needs_slope, find_slope, (number, first_slope.clone()), tensors)
+    given = Settings(*settings.unbind())
+    carried = (number.clone(), given.dt.clone(), given.t.clone())
+    _, dt, t_trial = while_loop(needs_dt, guess_dt, carried, tensors)
+    return slope, dt, t_trial
 
 
 def _next_step_size(given: Settings, order: int, dt: Tensor, error_ratio: Tensor) -> Tensor:

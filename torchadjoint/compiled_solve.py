@@ -29,29 +29,21 @@ from .systems import ForwardSystem
 
 
 class LoopSystem(ForwardSystem):
-    """The state alone, with a compiled loop of attempts, and slopes for the first step that are compiled too."""
+    """The state alone, with a compiled loop of attempts."""
 
     def __init__(self, vector_field: CompiledField, method: RungeKutta, blocks: Sequence[Block]):
         super().__init__(vector_field, vector_field.shape)
         self.loop = loop_of(method, self.size)
-        self.slope = vector_field.slope()
         self.attempts = vector_field.loop(attempt_steps, (self.loop, tuple(blocks)))
 
     def prepare(self, t: float, state: Tensor) -> None:
         """Compile what was not compiled before. ValueError if that cannot be done."""
-        if self.slope.is_prepared and self.attempts.is_prepared:
+        if self.attempts.is_prepared:
             return
         self.field.check(t, state)
-        self.slope.prepare(state.new_full((), t), state)
-        # No attempt is made.
+        # Nothing is evaluated, and no attempt is made.
         settings = torch.zeros(len(Settings._fields), dtype=torch.float64, device=state.device)
         self.attempts.prepare(state, torch.zeros_like(state), settings)
-
-    def first_slope_at(self, t: float, state: Tensor) -> Tensor:
-        """The slope (size) at a state (size)."""
-        return self.slope(state.new_full((), t), state)[0]
-
-    slope_at = first_slope_at
 
 
 @dataclass
@@ -105,8 +97,16 @@ class LoopSolver(CompiledSolver):
         super()._make_buffers(like)
         self.dense_output = torch.tensor(self.method.dense_output, dtype=torch.float64, device=like.device)
 
+    def _find_first_slope(self, t: float) -> None:
+        """The loop does."""
+        self.first_slope, self.needs_slope = self.start, True
+
+    def _guess_first_step(self) -> float:
+        """The loop does."""
+        return math.nan
+
     def _reuse_last_slope(self) -> None:
-        self.first_slope = self.last_slope
+        self.first_slope, self.needs_slope = self.last_slope, False
 
     def write_states(self, times: Sequence[float], states: Tensor) -> None:
         number = 0
@@ -118,14 +118,18 @@ class LoopSolver(CompiledSolver):
 
     def _take_steps(self) -> None:
         """Take those up to the next stop or the end, or as many as a call can record: they are `piece`."""
-        t1 = self.t0 + self.direction * self.dt
-        if t1 == self.t0 or not math.isfinite(t1):
-            is_sound = self.first_slope.isfinite().all()
-            raise self._failure("the step became too small" if is_sound else "the vector field is not finite")
+        needs_dt = math.isnan(self.dt)
+        if not needs_dt:
+            self._check_step()
         self.starts, self.slopes, log, self.end, self.last_slope, position = self.system.attempts(
-            self.start, self.first_slope, self._settings()
+            self.start, self.first_slope, self._settings(needs_dt)
         )
-        self.t1, self.dt, first_time, number = position.tolist()
+        self.t1, self.dt, first_time, number, t_trial = position.tolist()
+        if needs_dt:
+            self.statistics.evaluation_times.append(t_trial)
+            if math.isnan(self.dt):
+                is_sound = self.start.isfinite().all()
+                raise self._failure("the vector field is not finite" if is_sound else "the state is not finite")
         entries = log[: int(number)].tolist()
         self.num_attempts += len(entries)
         self._count(entries)
@@ -136,7 +140,14 @@ class LoopSolver(CompiledSolver):
         if rows and self.record is not None:
             self.record.append(self.piece)
 
-    def _settings(self) -> Tensor:
+    def _check_step(self) -> None:
+        """SolverError if the next step cannot be taken."""
+        t1 = self.t0 + self.direction * self.dt
+        if t1 == self.t0 or not math.isfinite(t1):
+            is_sound = self.needs_slope or self.last_slope.isfinite().all()
+            raise self._failure("the step became too small" if is_sound else "the vector field is not finite")
+
+    def _settings(self, needs_dt: bool) -> Tensor:
         stepping = self.stepping
         most_attempts = min(self.system.loop.capacity, stepping.max_num_steps - self.num_attempts)
         if not most_attempts:
@@ -145,6 +156,8 @@ class LoopSolver(CompiledSolver):
             t=self.t0,
             dt=self.dt,
             first_time=self.first_stage_time,
+            needs_slope=self.needs_slope,
+            needs_dt=needs_dt,
             direction=self.direction,
             stop=self.direction * math.inf if self._next_stop is None else self._next_stop,
             t_end=self.t_end,
@@ -186,11 +199,11 @@ class LoopSolver(CompiledSolver):
                 step += 1
             t0, t1 = entries[step][T0], entries[step][T1]
             steps.append(step)
-            points.append(((t - t0) / (t1 - t0), t1 - t0))
+            fraction, dt = (t - t0) / (t1 - t0), t1 - t0
+            points.append((fraction * dt, fraction**2 * dt, fraction**3 * dt, fraction**4 * dt))
             are_inside.append(t != t1)
-        fractions, sizes = torch.tensor(points, dtype=torch.float64, device=states.device).T.unsqueeze(-1)
-        powers = torch.cat([fractions, fractions**2, fractions**3, fractions**4], dim=1)
-        weights = (powers @ self.dense_output * sizes).to(states.dtype)
+        weights = torch.tensor(points, dtype=torch.float64, device=states.device) @ self.dense_output
+        weights = weights.to(states.dtype)
         rows = torch.tensor([self.piece.rows[step] for step in steps], device=states.device)
         changes = weights.unsqueeze(1) @ self.slopes[rows]
         next_first = first + len(steps)
