@@ -63,12 +63,12 @@ class Settings(NamedTuple):
 
 
 def loop_of(method: RungeKutta, size: int) -> Loop:
-    """That of a method and the size of a state. Its records hold some 64,000 numbers at most."""
+    """That of a method and the size of a state. The record holds LARGEST_RECORD numbers, or FEWEST_ATTEMPTS."""
     capacity = min(max(LARGEST_RECORD // (method.num_stages * size), FEWEST_ATTEMPTS), MOST_ATTEMPTS)
     return Loop(table_of(method), method.nodes, method.order, capacity)
 
 
-LARGEST_RECORD, FEWEST_ATTEMPTS, MOST_ATTEMPTS = 2**16, 4, 128
+LARGEST_RECORD, FEWEST_ATTEMPTS, MOST_ATTEMPTS = 2**18, 4, 128
 
 
 def attempt_steps(

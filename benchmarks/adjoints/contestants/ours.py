@@ -49,6 +49,7 @@ SMALL = (
     "ours, discrete, bosh3",
     "ours, discrete, tsit5",
     "ours, discrete, tsit5, compiled",
+    "ours, discrete, tsit5, compiled solve",
     "ours, discrete, dopri8",
 )
 
