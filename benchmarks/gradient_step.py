@@ -51,6 +51,7 @@ SUMMARY = {
     "ours, seminorm, compiled, warm start": "the same, `compile=True`",
     "ours, discrete": "ours, `discrete`",
     "ours, discrete, compiled": "the same, `compile=True`",
+    "ours, discrete, compiled solve": 'the same, `compile="solve"`',
     "ours, discrete, all stages kept": "ours, `discrete`, all stages kept",
     "diffrax, backsolve with the seminorm": "diffrax, backsolve with the seminorm",
     "diffrax, recursive checkpoints": "diffrax, recursive checkpoints",

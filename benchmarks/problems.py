@@ -273,6 +273,7 @@ def neural_ode(num_rounds: int) -> Problem:
         "ours, seminorm, compiled, warm start": (solve, dict(adjoint=Backsolve(warm_start=True), compile=True)),
         "ours, discrete": (solve, dict(adjoint="discrete")),
         "ours, discrete, compiled": (solve, dict(adjoint="discrete", compile=True)),
+        "ours, discrete, compiled solve": (solve, dict(adjoint="discrete", compile="solve")),
     }
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     return Problem(
@@ -306,6 +307,7 @@ def continuous_flow(num_rounds: int) -> Problem:
         "ours, discrete, one stage at a time": (solve, dict(adjoint=Discrete(linearised="stage"))),
         "ours, discrete, all stages kept": (solve, dict(adjoint=Discrete(linearised="solve"))),
         "ours, discrete, compiled": (solve, dict(adjoint="discrete", compile=True)),
+        "ours, discrete, compiled solve": (solve, dict(adjoint="discrete", compile="solve")),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
     }

@@ -350,7 +350,7 @@ def test_what_cannot_be_compiled_is_said(graphs):
         def forward(self, t, y):
             return y if y.sum() > 0 else -y
 
-    with pytest.raises(ValueError, match=r"func cannot be compiled as a whole \(.+\): leave compile=True"):
+    with pytest.raises(ValueError, match=r"func cannot be compiled as a whole \(.+\): leave compile away"):
         solve(Undecided(), random(1), T, **LOOSE)
 
 
@@ -361,7 +361,7 @@ def test_what_cannot_be_differentiated_when_compiled_is_said_before_the_solve(gr
 
     with torch.no_grad():
         solve(Detached(), random(2, 3), T, **LOOSE)
-    with pytest.raises(ValueError, match=r"func cannot be compiled as a whole \(.+\): leave compile=True"):
+    with pytest.raises(ValueError, match=r"func cannot be compiled as a whole \(.+\): leave compile away"):
         solve(Detached(), random(2, 3), T, **LOOSE)
 
 

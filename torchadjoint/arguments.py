@@ -51,12 +51,14 @@ def whole_number(name: str, value: Any, *, minimum: int = 1, maximum: int = LARG
     return int(value)
 
 
-def flag(name: str, value: Any) -> bool:
-    """The bool `value`. ValueError if it is none."""
+def flag(name: str, value: Any, *others: str) -> bool | str:
+    """The bool `value`, or one of the strings `others`. ValueError if it is none."""
+    if isinstance(value, str) and value in others:
+        return value
     # NumPy is no requirement, but its bools are fine.
     is_numpys = getattr(value, "dtype", None) == "bool" and value.shape == ()
     if not (isinstance(value, bool) or is_numpys):
-        refuse(name, value, "True or False")
+        refuse(name, value, " or ".join(["True", "False", *map(repr, others)]))
     return bool(value)
 
 
@@ -156,7 +158,9 @@ def jump_times(
     A jump that equals one of the output `times` in one of the `dtypes` is that time: 0.7 and what float32 makes of it
     are two numbers, between which the field would be asked on the wrong side of its jump.
     """
-    values = [] if jump_t is None else step_times("jump_t", jump_t, largest)
+    if jump_t is None:
+        return []
+    values = step_times("jump_t", jump_t, largest)
     for dtype in dtypes:
         nearby = dict(zip(_rounded(times, dtype), times, strict=True))
         values = [

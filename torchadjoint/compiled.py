@@ -34,7 +34,12 @@ class CompiledField(AutogradField):
     def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
         super().__init__(func, parameters, shape, time_gradient=time_gradient)
         self.structure = structure(func)
-        self.places = _places(func)
+        known = {id(parameter) for parameter in parameters}
+        others = {id(tensor): tensor for tensor in (*func.parameters(), *func.buffers())}
+        self.tensors = (*parameters, *(tensor for key, tensor in others.items() if key not in known))
+        """The parameters and what else the module has, each once."""
+        self.all_places = _places(func, self.tensors)
+        self.places = tuple((name, number) for name, number in self.all_places if number < len(parameters))
 
     def slope(self) -> Bound:
         """The slope (size) at a time and a state (size)."""
@@ -54,7 +59,11 @@ class CompiledField(AutogradField):
 
     def reversal(self, method: RungeKutta) -> Bound:
         """What `reverse_step` returns, given the tensors of a step."""
-        return self._bound(reverse_step, (table_of(method), self.places), self.parameters)
+        return self._bound(reverse_step, (table_of(method), self.places), self.parameters, ())
+
+    def loop(self, function: Callable, fixed: tuple) -> Bound:
+        """A function of `compiled_loops`, which is given all tensors of the module, these parameters first."""
+        return self._bound(function, (*fixed, self.all_places), self.tensors)
 
     def check(self, t: float, state: Tensor) -> None:
         """Evaluate it once as it is: what is wrong with it is said better than by a compiler. ValueError if so."""
@@ -192,14 +201,15 @@ class CompiledSolver(Solver):
         return (self.slopes.T @ weights) / (self.atol + self.rtol * torch.maximum(self.start.abs(), self.end.abs()))
 
 
-def _places(func: nn.Module) -> Places:
-    trained = [parameter for parameter in func.parameters() if parameter.requires_grad]
-    numbers = {id(parameter): number for number, parameter in enumerate(trained)}
+def _places(func: nn.Module, tensors: Sequence[Tensor]) -> Places:
+    """Where a module has those of these tensors that are its own."""
+    numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
     return tuple(
-        (f"{path}.{name}" if path else name, numbers[id(parameter)])
+        (f"{path}.{name}" if path else name, numbers[id(tensor)])
         for path, module in func.named_modules()
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-        if parameter.requires_grad
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(recurse=False, remove_duplicate=False)
+        if id(tensor) in numbers
     )
 
 

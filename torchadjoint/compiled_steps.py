@@ -28,19 +28,19 @@ def num_numbers(method: RungeKutta) -> int:
     return 2 * method.num_stages + 2
 
 
-def _derivative(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
+def derivative(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
     return checked_derivative(func(t, y), y).to(y.dtype)
 
 
-def _derivative_of(func: nn.Module, places: Places, parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
-    """The derivative as a function of the parameters too."""
+def derivative_of(func: nn.Module, places: Places, parameters: Sequence[Tensor], t: Tensor, z: Tensor) -> Tensor:
+    """The derivative as a function of the parameters too, and of whatever else `places` counts."""
     named = {name: parameters[number] for name, number in places}
-    return _derivative(lambda t, z: torch.func.functional_call(func, named, (t, z), tie_weights=False), t, z)
+    return derivative(lambda t, z: torch.func.functional_call(func, named, (t, z), tie_weights=False), t, z)
 
 
 def slope_forward(func: nn.Module, shape: torch.Size, t: Tensor, state: Tensor) -> tuple[Tensor]:
     """The slope (size) at a time and a state (size)."""
-    return (_derivative(func, t, state.view(shape)).reshape(-1).clone(),)
+    return (derivative(func, t, state.view(shape)).reshape(-1).clone(),)
 
 
 def slope_backward(
@@ -49,14 +49,14 @@ def slope_backward(
     """The slope of the state and its adjoint (2 * size), and the parameters' (parameters + 1), the last for t."""
     z, adjoint = state.view(2, *shape).unbind()
     slope, pullback = torch.func.vjp(
-        lambda parameters, t, z: _derivative_of(func, places, parameters, t, z), parameters, t, z
+        lambda parameters, t, z: derivative_of(func, places, parameters, t, z), parameters, t, z
     )
     by_parameters, by_t, by_z = pullback(adjoint)
     product = torch.cat([product.reshape(-1) for product in (*by_parameters, by_t)])
     return torch.cat([slope.reshape(-1), -by_z.reshape(-1)]), product
 
 
-def _attempt(
+def attempt(
     slope_at: Callable[[Tensor, Tensor], Tensor],
     table: Table,
     blocks: Sequence[Block],
@@ -85,8 +85,8 @@ def _attempt(
 def attempt_forward(
     func: nn.Module, shape: torch.Size, table: Table, blocks: Sequence[Block], *of_step: Tensor
 ) -> tuple[Tensor, ...]:
-    """An attempted step of the state: see `_attempt`."""
-    return _attempt(lambda t, y: _derivative(func, t, y.view(shape)).reshape(-1), table, blocks, *of_step)
+    """An attempted step of the state: see `attempt`."""
+    return attempt(lambda t, y: derivative(func, t, y.view(shape)).reshape(-1), table, blocks, *of_step)
 
 
 def attempt_backward(
@@ -112,7 +112,7 @@ def attempt_backward(
         products.append(product)
         return slope
 
-    attempted = _attempt(slope_at, table, blocks, start, first_slope, numbers)
+    attempted = attempt(slope_at, table, blocks, start, first_slope, numbers)
     _, _, weighing_stages = table
     weights = numbers[len(products) - 1 : -3].unbind()
     rate = sum(weights[stage] * products[stage] for stage in weighing_stages)
@@ -125,6 +125,7 @@ def reverse_step(
     table: Table,
     places: Places,
     parameters: Sequence[Tensor],
+    others: Sequence[Tensor],
     start: Tensor,
     slope_gradients: Tensor,
     numbers: Tensor,
@@ -137,6 +138,7 @@ def reverse_step(
         table: the method.
         places: where it has which parameters.
         parameters: what they are.
+        others: tensors of the field that are not differentiated, which `places` counts behind the parameters.
         start: where the step starts (size).
         slope_gradients: the gradients of these slopes (stages - 1, size).
         numbers: the times of these stages, and dt (stages).
@@ -149,7 +151,7 @@ def reverse_step(
         for weights, t in zip(stage_weights[:-1], times, strict=True):
             weighted = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
             state = start + dt * sum(weighted) if weighted else start
-            slopes.append(_derivative_of(func, places, parameters, t, state.view(shape)).reshape(-1))
+            slopes.append(derivative_of(func, places, (*parameters, *others), t, state.view(shape)).reshape(-1))
         return torch.stack(slopes)
 
     _, pullback = torch.func.vjp(slopes_of, parameters, start)

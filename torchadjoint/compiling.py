@@ -5,10 +5,11 @@ once a solve: after that the kernels themselves are called, with the tensors of 
 """
 
 import functools
+import re
 import threading
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ Kernels = Callable[..., Sequence[Tensor]]
 
 
 class Compiled:
-    """A function as torch.compile makes one of it, called with a module first.
+    """A function as torch.compile makes one of it, called with a module, a shape, and `num_fixed` arguments that stay.
 
     torch makes a new form of it whenever something that it has read in the module is another, and keeps a few of them.
     They are released with this object.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, num_fixed: int):
         # torch keeps the forms with the code, so this has a copy of its own.
         self.code = function.__code__.replace()
         self.latest = _Latest()
@@ -34,6 +35,7 @@ class Compiled:
             fullgraph=True,
             dynamic=False,
             backend=functools.partial(_recorded, self.latest),
+            options={"guard_filter_fn": functools.partial(_are_asked, self.code.co_varnames[1 : 2 + num_fixed])},
         )
         self.owner: weakref.ref | None = None
         """Whose the oldest form is; None until the first is made."""
@@ -66,7 +68,18 @@ class Compiled:
             reason, cause = "it changes whenever it is called, so it would be compiled again and again", error
         except dynamo.TorchDynamoException as error:
             reason, cause = " ".join(str(error).split("\n\n")[0].split()), error
-        raise ValueError(f"func cannot be compiled as a whole ({reason}): leave compile=True away") from cause
+        advice = "leave compile away, or take compile=True if it is 'solve'"
+        raise ValueError(f"func cannot be compiled as a whole ({reason}): {advice}") from cause
+
+
+TORCHS = ("G['torch']", "__import__('torch')", "G['__builtins_dict__")
+"""How the names of torch's guards start that ask whether torch and Python are what they were."""
+
+
+def _are_asked(fixed: Sequence[str], guards: Sequence[Any]) -> list[bool]:
+    """Which of torch's guards are asked before a call: none about torch itself, nor about arguments of these names."""
+    never = re.compile("|".join([*map(re.escape, TORCHS), *(rf"{name}\b" for name in fixed)]))
+    return [never.match(guard.name) is None for guard in guards]
 
 
 class _Latest(threading.local):
@@ -97,9 +110,23 @@ def make_kernels(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
     from .quick_tanh import QuickTanh
 
     # What calls the kernels one after the other is C++ too.
-    return torch._inductor.compile(
-        graph, examples, options={"cpp_wrapper": True, "post_grad_custom_pre_pass": QuickTanh()}
-    )
+    options = {"cpp_wrapper": True, "post_grad_custom_pre_pass": QuickTanh()}
+    # Buffers cost more than numbers where these are few.
+    options["force_pointwise_cat"] = all(size <= SMALL for size in _sizes_of_cats(graph))
+    return torch._inductor.compile(graph, examples, options=options)
+
+
+SMALL = 256
+"""How many numbers are joined at most by computing them where they are used."""
+
+
+def _sizes_of_cats(graph: fx.GraphModule) -> Iterator[int]:
+    """The sizes of all joined tensors in a graph and in the loops in it."""
+    for part in graph.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.nodes:
+                if node.target in (torch.cat, torch.stack):
+                    yield node.meta["example_value"].numel()
 
 
 class Bound:
@@ -172,7 +199,7 @@ def _straight_to_kernels(
 @functools.lru_cache(maxsize=64)
 def compiled(function: Callable, fixed: tuple, shape: torch.Size, structure: tuple) -> Compiled:
     """The compiled `function` for some fixed arguments, all modules of one `structure` and states of one shape."""
-    return Compiled(function)
+    return Compiled(function, len(fixed))
 
 
 def structure(func: nn.Module) -> tuple:

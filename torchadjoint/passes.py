@@ -81,10 +81,7 @@ def _solve(plan: Plan, y0: Tensor) -> Tensor:
     solution = y0.new_empty(len(problem.times), *y0.shape)
     solution[0] = y0
     solver.begin(problem.times, y0.reshape(-1), first_step=problem.forward.first_step)
-    for index, time in enumerate(problem.times[1:], start=1):
-        while not solver.has_passed(time):
-            solver.advance()
-        solution[index] = solver.interpolate(time).view(y0.shape)
+    solver.write_states(problem.times[1:], solution.view(len(solution), -1)[1:])
     if plan.is_differentiated:
         differentiation.end(solver)
     return solution

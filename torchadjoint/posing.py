@@ -3,13 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import arguments
 from .adjoints import find_adjoint
+from .compiled_loops import OLDEST_TORCH
 from .field import checked_derivative
 from .methods import RungeKutta, find_method
 from .observer import Observer
@@ -38,7 +39,7 @@ def pose(
     integrals: int = 0,
     weigh_integrals: bool = True,
     observer: Observer | None = None,
-    compile: bool = False,
+    compile: bool | Literal["solve"] = False,
     **options: Any,
 ) -> Problem:
     """The problem that these arguments pose; `torchadjoint.solve` describes them.
@@ -75,9 +76,9 @@ def pose(
     elif "norm" in backward_options:
         raise ValueError("adjoint_options names a norm: name it by adjoint=Backsolve(norm)")
     like = {"largest": largest, "like": asked_y0}
-    compile = arguments.flag("compile", compile)
+    compile = arguments.flag("compile", compile, "solve")
     if compile and adjoint_params is not None:
-        raise ValueError("compile=True needs no adjoint_params: it differentiates all parameters of func")
+        raise ValueError(f"compile={compile!r} needs no adjoint_params: it differentiates all parameters of func")
     _check_integrals(integrals, weigh_integrals, shapes=shapes if is_tuple else [], compile=compile, options=options)
     if observer is not None and not callable(observer):
         arguments.refuse("observer", observer, "a function of an Attempt")
@@ -89,8 +90,8 @@ def pose(
     ]
     forward = make_stepping(method, rtol=rtol, atol=atol, options=options, prefix="", **like)
     if compile and not (forward.norm is None and isinstance(forward.rtol, float) and isinstance(forward.atol, float)):
-        raise ValueError("compile=True needs tolerances that are numbers, and no norm of one's own")
-    return Problem(
+        raise ValueError(f"compile={compile!r} needs tolerances that are numbers, and no norm of one's own")
+    problem = Problem(
         asked=asked,
         func=func,
         y0=y0,
@@ -116,6 +117,27 @@ def pose(
         observe=observer,
         compile=compile,
     )
+    if compile == "solve":
+        _check_loop(problem)
+    return problem
+
+
+def _check_loop(problem: Problem) -> None:
+    """Refuses what a compiled loop over steps cannot do."""
+    if torch.__version__ < OLDEST_TORCH:
+        raise ValueError(
+            f"compile='solve' needs torch {OLDEST_TORCH} or newer, but this is {torch.__version__}: take compile=True"
+        )
+    method = problem.forward.method
+    if not method.is_adaptive:
+        reason = f"method is {method.name!r}, which takes fixed steps"
+    elif problem.forward.step_t:
+        reason = "step_t is given"
+    elif problem.observer("forward", problem.split) is not None:
+        reason = "an observer is given, or func has callbacks"
+    else:
+        return
+    raise ValueError(f"{reason}, but compile='solve' leaves single steps to nobody: take compile=True")
 
 
 def _check_integrals(

@@ -5,7 +5,7 @@ Ways to differentiate are known here, and to the doors of the library, by their 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class Problem:
     weigh_integrals: bool
     """Whether the forward solve's norm weighs these."""
     observe: Observer | None
-    compile: bool
+    compile: bool | Literal["solve"]
 
     @property
     def sizes(self) -> list[int]:

@@ -269,6 +269,17 @@ class Solver:
         weights = self.slopes.new_tensor([dt * weight for weight in self.weights_at(t)])
         return torch.addmv(self.start, self.slopes.T, weights)
 
+    def write_states(self, times: Sequence[float], states: Tensor) -> None:
+        """Step as far as needed for the states (times, size) at some times in a row, all behind the first.
+
+        Raises:
+            SolverError: see `advance`.
+        """
+        for time, state in zip(times, states, strict=True):
+            while not self.has_passed(time):
+                self.advance()
+            state.copy_(self.interpolate(time))
+
     def _tell(self, dt: float, error_ratio: float | None = None, is_accepted: bool | None = None) -> None:
         if self.observer is None:
             return

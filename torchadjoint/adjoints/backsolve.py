@@ -61,9 +61,9 @@ class Backsolve:
 
 class _Backsolve:
     def __init__(self, adjoint: Backsolve, problem: Problem, statistics: SolveStatistics):
-        if problem.compile and adjoint.norm != SEMINORM:
+        if problem.compile is True and adjoint.norm != SEMINORM:
             raise ValueError("compile=True needs adjoint='seminorm' or adjoint='discrete'")
-        self.problem, self.statistics = problem, statistics
+        self.problem, self.statistics, self.adjoint_name = problem, statistics, adjoint.name
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
         weighs_time = callable(adjoint.norm) or adjoint.norm in WEIGH_TIME
@@ -97,6 +97,11 @@ class _Backsolve:
         return flat[-1], *states, *self.field.unflatten(flat[2 * half : -1])
 
     def begin(self) -> Solver:
+        if self.problem.compile == "solve":
+            raise ValueError(
+                f"the adjoint is {self.adjoint_name!r}, but compile='solve' goes with adjoint='discrete' alone: "
+                "take that, or compile=True"
+            )
         for name in ("rtol", "atol"):
             if isinstance(getattr(self.problem.backward, name), Tensor):
                 raise ValueError(f"{name} is a tensor, which no backward solve can use: give a number, adjoint_{name}")

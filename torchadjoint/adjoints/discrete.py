@@ -10,12 +10,13 @@ from torch import Tensor
 
 from .. import arguments
 from ..compiled import CompiledField, CompiledSolver
+from ..compiled_solve import Piece, StepReversal
 from ..field import Field
 from ..problem import Gradients, Problem
 from ..solver import Solver
 from ..statistics import SolveStatistics
 from ..systems import ForwardSystem
-from .forward import compiled_system, forward_solver, make_field
+from .forward import compiled_system, forward_solver, loop_solver, make_field
 
 Extent = Literal["stage", "step", "solve"]
 
@@ -158,14 +159,18 @@ class _Discrete:
     def __init__(self, adjoint: Discrete, problem: Problem, statistics: SolveStatistics):
         if problem.compile and adjoint != Discrete():
             raise ValueError(
-                f"the adjoint is {adjoint}, but compile=True keeps every state and no stage: take adjoint='discrete', "
-                "or leave compile away"
+                f"the adjoint is {adjoint}, but compile={problem.compile!r} keeps every state and no stage: take "
+                "adjoint='discrete', or leave compile away"
             )
         self.adjoint, self.problem, self.statistics = adjoint, problem, statistics
         self.field = make_field(problem, time_gradient=False)
-        self.record: list[_Step] = []
+        self.record: list[_Step] | list[Piece] = []
 
     def begin(self) -> Solver:
+        if self.problem.compile == "solve":
+            solver = loop_solver(self.problem, self.statistics, self.field)
+            solver.record, solver.prepare_backward = [], self.step_reversal.prepare
+            return solver
         if self.problem.compile:
             system = compiled_system(self.problem, self.field)
             solver = forward_solver(self.problem, self.statistics, system, kind=_CompiledRecordingSolver)
@@ -180,7 +185,14 @@ class _Discrete:
 
     def end(self, solver: Solver) -> None:
         self.record = solver.record
-        self.record[-1].is_linearised = self.adjoint.linearised == "step" and not self.problem.compile
+        if not self.problem.compile:
+            self.record[-1].is_linearised = self.adjoint.linearised == "step"
+
+    @functools.cached_property
+    def step_reversal(self) -> StepReversal:
+        """What reverses the steps that a compiled loop has taken."""
+        problem = self.problem
+        return StepReversal(self.field, problem.forward.method, problem.y0.numel(), self.statistics.backward)
 
     def _stages(self) -> "_Stages":
         kinds = {"stage": _SingleStages, "step": _Stages, "solve": _KeptStages}
@@ -190,7 +202,10 @@ class _Discrete:
     def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
         flat = solution_gradient.reshape(len(solution_gradient), -1)
         gradient = flat.new_zeros(sum(self.field.parameter_sizes))
-        adjoint = self._reverse(flat, gradient)
+        if self.problem.compile == "solve":
+            adjoint = self.step_reversal.reverse(self.record, flat, gradient)
+        else:
+            adjoint = self._reverse(flat, gradient)
         times = self._time_gradient(solution, flat, adjoint) if self.problem.t.requires_grad else None
         return Gradients((adjoint + flat[0]).view(self.problem.y0.shape), gradient, times)
 

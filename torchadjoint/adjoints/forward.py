@@ -3,6 +3,7 @@
 import torch
 
 from ..compiled import CompiledField, CompiledForwardSystem, CompiledSolver
+from ..compiled_solve import LoopSolver, LoopSystem
 from ..field import AutogradField, Field, TupleField
 from ..norms import BlockNorm, Norm, consecutive_blocks
 from ..problem import Problem
@@ -63,6 +64,8 @@ def forward_solver(
 
 def plain_solver(problem: Problem, statistics: SolveStatistics, field: Field) -> Solver:
     """A solver of the forward solve that leaves nothing for the gradient."""
+    if problem.compile == "solve":
+        return loop_solver(problem, statistics, field)
     if problem.compile:
         return forward_solver(problem, statistics, compiled_system(problem, field), kind=CompiledSolver)
     return forward_solver(problem, statistics, ForwardSystem(field, problem.y0.shape))
@@ -71,3 +74,9 @@ def plain_solver(problem: Problem, statistics: SolveStatistics, field: Field) ->
 def compiled_system(problem: Problem, field: CompiledField) -> CompiledForwardSystem:
     """The state of a forward solve with compiled attempts."""
     return CompiledForwardSystem(field, problem.forward.method, state_norm(problem).blocks)
+
+
+def loop_solver(problem: Problem, statistics: SolveStatistics, field: CompiledField) -> LoopSolver:
+    """As `plain_solver`, with a compiled loop over steps."""
+    system = LoopSystem(field, problem.forward.method, state_norm(problem).blocks)
+    return forward_solver(problem, statistics, system, kind=LoopSolver)

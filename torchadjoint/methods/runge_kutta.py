@@ -92,6 +92,17 @@ class RungeKutta:
         weights = enumerate(zip(self.step_weights, self.midpoint_weights, strict=True))
         return tuple(stage for stage, pair in weights if any(pair) or stage in ends)
 
+    @functools.cached_property
+    def dense_output(self) -> tuple[tuple[float, ...], ...]:
+        """The weights that `interpolation_weights` returns, as polynomials: those of fraction, ..., fraction^4."""
+        rows = []
+        for first, last, step, middle in ((1, 0, 0, 0), (-4, 1, -5, 16), (5, -3, 14, -32), (-2, 2, -8, 16)):
+            row = [step * b + middle * m for b, m in zip(self.step_weights, self.midpoint_weights, strict=True)]
+            row[0] += first
+            row[-1] += last
+            rows.append(tuple(row))
+        return tuple(rows)
+
     def interpolation_weights(self, fraction: float) -> tuple[float, ...]:
         """Weights w_i of the dense output: y(t0 + fraction dt) = y0 + dt sum_i w_i k_i, for a fraction in [0, 1].
 

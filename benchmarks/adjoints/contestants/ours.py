@@ -1,6 +1,7 @@
 """The ways of this project's library."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torchadjoint import Adjoint, Backsolve, Discrete, solve
 
@@ -16,7 +17,7 @@ class Way:
 
     adjoint: str | Adjoint
     method: str = "dopri5"
-    compile: bool = False
+    compile: bool | Literal["solve"] = False
 
 
 WAYS = {
@@ -34,6 +35,8 @@ WAYS = {
     "ours, discrete, bosh3": Way("discrete", "bosh3"),
     "ours, discrete, tsit5": Way("discrete", "tsit5"),
     "ours, discrete, tsit5, compiled": Way("discrete", "tsit5", compile=True),
+    "ours, discrete, compiled solve": Way("discrete", compile="solve"),
+    "ours, discrete, tsit5, compiled solve": Way("discrete", "tsit5", compile="solve"),
     "ours, discrete, dopri8": Way("discrete", "dopri8"),
 }
 SMALL = (
@@ -46,6 +49,7 @@ SMALL = (
     "ours, discrete, bosh3",
     "ours, discrete, tsit5",
     "ours, discrete, tsit5, compiled",
+    "ours, discrete, tsit5, compiled solve",
     "ours, discrete, dopri8",
 )
 
