@@ -48,7 +48,6 @@ SMALL = (
     "ours, discrete, all stages kept",
     "ours, discrete, bosh3",
     "ours, discrete, tsit5",
-    "ours, discrete, tsit5, compiled",
     "ours, discrete, tsit5, compiled solve",
     "ours, discrete, dopri8",
 )
