@@ -182,8 +182,8 @@ def test_callbacks_are_refused():
 
 
 def test_an_older_torch_is_told(monkeypatch):
-    monkeypatch.setattr(posing, "OLDEST_TORCH", "99.1")
-    with pytest.raises(ValueError, match=r"needs torch 99.1 or newer, but this is .*: take compile=True"):
+    monkeypatch.setattr(posing, "IS_TORCH_NEW_ENOUGH", False)
+    with pytest.raises(ValueError, match=r"needs torch 2.14 or newer, but this is .*: take compile=True"):
         solve(Network(), random(3), T, compile="solve")
 
 

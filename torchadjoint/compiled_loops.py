@@ -15,6 +15,7 @@ from .norms import Block, block_norm
 
 OLDEST_TORCH = "2.14"
 """Whose loops can write into a tensor from outside; older ones were not tried."""
+IS_TORCH_NEW_ENOUGH = torch.__version__ >= OLDEST_TORCH
 
 
 class Loop(NamedTuple):
