@@ -182,8 +182,8 @@ def test_callbacks_are_refused():
 
 
 def test_an_older_torch_is_told(monkeypatch):
-    monkeypatch.setattr(posing, "OLDEST_TORCH", "99.1")
-    with pytest.raises(ValueError, match=r"needs torch 99.1 or newer, but this is .*: take compile=True"):
+    monkeypatch.setattr(posing, "IS_TORCH_NEW_ENOUGH", False)
+    with pytest.raises(ValueError, match=r"needs torch 2.14 or newer, but this is .*: take compile=True"):
         solve(Network(), random(3), T, compile="solve")
 
 
@@ -194,6 +194,9 @@ def test_the_dense_output_as_polynomials(method):
         powers = torch.tensor([fraction**power for power in (1, 2, 3, 4)], dtype=F64)
         weights = powers @ torch.tensor(method.dense_output, dtype=F64)
         assert weights.tolist() == pytest.approx(method.interpolation_weights(fraction), abs=1e-13)
+
+
+FEW_STAGES = dict(method="bosh3", rtol=1e-4, atol=1e-5)
 
 
 class Preying(nn.Module):
@@ -212,28 +215,28 @@ class Preying(nn.Module):
 
 
 def test_a_field_that_takes_its_tensors_apart(graphs):  # noqa: F811
-    compare(Preying(), torch.ones(2, dtype=F64), T, rtol=1e-4, atol=1e-5)
+    compare(Preying(), torch.ones(2, dtype=F64), T, **FEW_STAGES)
     assert graphs
 
 
 def test_a_weight_in_two_places(graphs):  # noqa: F811
-    compare(Tied(), random(2, 3), T[[0, 1]], rtol=1e-4, atol=1e-4)
+    compare(Tied(), random(2, 3), T[[0, 1]], **FEW_STAGES)
     assert graphs
 
 
 def test_torch_looks_at_the_module_once_a_solve(looks):  # noqa: F811
     func = Kinked()
-    compare(func, random(4, 3), T, jump_t=KINKS, **TIGHT)
+    compare(func, random(4, 3), T, jump_t=KINKS, **FEW_STAGES)
     looks.clear()
     with torch.no_grad():
         func.rates *= 0.9
-    compare(func, random(4, 3), T * 0.9, jump_t=KINKS, **TIGHT)
+    compare(func, random(4, 3), T * 0.9, jump_t=KINKS, **FEW_STAGES)
     assert sorted(looks) == ["attempt_steps", "reverse_steps"]
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
 def test_kernels_are_compiled_once(caches):  # noqa: F811
-    options = dict(method="bosh3", jump_t=[0.5], rtol=1e-4, atol=1e-5)
+    options = dict(jump_t=[0.5], **FEW_STAGES)
     compare(Preying(), torch.ones(2, dtype=F64), T, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):
         func = Preying()

@@ -15,6 +15,7 @@ from .norms import Block, block_norm
 
 OLDEST_TORCH = "2.14"
 """Whose loops can write into a tensor from outside; older ones were not tried."""
+IS_TORCH_NEW_ENOUGH = torch.__version__ >= OLDEST_TORCH
 
 
 class Loop(NamedTuple):
@@ -27,8 +28,10 @@ class Loop(NamedTuple):
     """How many attempts one call records."""
 
 
-T0, T1, ERROR_RATIO, IS_ACCEPTED, FIRST_TIME = range(5)
+T0, T1, OUTCOME, FIRST_TIME = range(4)
 """Columns of a log of attempts, in float64. Behind the time of the first stage are those of the others."""
+ACCEPTED, REJECTED, FAILED = 1.0, 0.0, -1.0
+"""Outcomes: an attempt has failed that is rejected though it is as small as it may be."""
 
 
 class Settings(NamedTuple):
@@ -135,14 +138,16 @@ def attempt_steps(
         place = number.reshape(1)
         starts.index_copy_(0, place, y.unsqueeze(0))
         slopes.index_copy_(0, place, stages.unsqueeze(0))
-        entries = torch.stack([t0, t1, ratio, is_accepted.to(t1.dtype), first_time, *times])
+        has_failed = is_smallest & ~is_accepted
+        outcome = torch.where(is_accepted, ACCEPTED, torch.where(has_failed, FAILED, REJECTED)).to(t1.dtype)
+        entries = torch.stack([t0, t1, outcome, first_time, *times])
         log.index_copy_(0, place, entries.unsqueeze(0))
 
         dt = _next_step_size(given, loop.order, dt, ratio)
         t0 = torch.where(is_accepted, t1, t0)
         t1 = t0 + direction * dt
         has_ended = is_accepted & (is_on_stop | ((t0 - given.t_end) * direction >= 0))
-        is_stuck = (t1 == t0) | ~t1.isfinite() | (is_smallest & ~is_accepted)
+        is_stuck = (t1 == t0) | ~t1.isfinite() | has_failed
         return (
             number + 1,
             has_ended | is_stuck,
@@ -160,8 +165,7 @@ def attempt_steps(
     carried = (number, is_over, given.t.clone(), dt, given.first_time.clone(), start.clone(), first_slope)
     number, _, t, dt, first_time, y, slope = while_loop(goes_on, take, carried, tensors)
     starts.index_copy_(0, number.reshape(1), y.unsqueeze(0))
-    zero = torch.zeros_like(t)
-    entries = torch.stack([t, t, zero, zero, *[first_time] * num_stages])
+    entries = torch.stack([t, t, torch.zeros_like(t), *[first_time] * num_stages])
     log.index_copy_(0, number.reshape(1), entries.unsqueeze(0))
     return starts, slopes, log, y.clone(), slope.clone(), torch.stack([t, dt, first_time, number.to(t.dtype), t_trial])
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from .compiled import CompiledField, CompiledSolver
 from .compiled_loops import (
+    ACCEPTED,
     FIRST_TIME,
-    IS_ACCEPTED,
+    OUTCOME,
+    REJECTED,
     T0,
     T1,
     Settings,
@@ -133,7 +135,7 @@ class LoopSolver(CompiledSolver):
         entries = log[: int(number)].tolist()
         self.num_attempts += len(entries)
         self._count(entries)
-        rows = [row for row, entry in enumerate(entries) if entry[IS_ACCEPTED]]
+        rows = [row for row, entry in enumerate(entries) if entry[OUTCOME] == ACCEPTED]
         self._is_on_stop = rows[-1:] == [len(entries) - 1] and self.t1 == self._next_stop
         self._is_start_current, self._has_last_stage, self.stage_times = False, True, [first_time]
         self.piece = Piece(self.starts, log, rows, [entries[row] for row in rows], has_next=not self._is_on_stop)
@@ -177,9 +179,9 @@ class LoopSolver(CompiledSolver):
         statistics = self.statistics
         for entry in entries:
             statistics.evaluation_times.extend(entry[FIRST_TIME + 1 :])
-            if entry[IS_ACCEPTED]:
+            if entry[OUTCOME] == ACCEPTED:
                 statistics.accept_times.append(entry[T0])
-            elif abs(entry[T1] - entry[T0]) > self.stepping.min_step:
+            elif entry[OUTCOME] == REJECTED:
                 statistics.reject_times.append(entry[T0])
             else:
                 self.t0, self.dt = entry[T0], abs(entry[T1] - entry[T0])
@@ -205,9 +207,9 @@ class LoopSolver(CompiledSolver):
         weights = torch.tensor(points, dtype=torch.float64, device=states.device) @ self.dense_output
         weights = weights.to(states.dtype)
         rows = torch.tensor([self.piece.rows[step] for step in steps], device=states.device)
-        changes = weights.unsqueeze(1) @ self.slopes[rows]
+        changes = weights.unsqueeze(1) @ self.slopes.index_select(0, rows)
         next_first = first + len(steps)
-        torch.add(self.starts[rows], changes.squeeze(1), out=states[first:next_first])
+        torch.add(self.starts.index_select(0, rows), changes.squeeze(1), out=states[first:next_first])
         # The first of all output times is that of the start.
         self.piece.outputs.append(Outputs(first + 1, steps, weights, are_inside))
         return next_first

@@ -91,8 +91,11 @@ class _Latest(threading.local):
     outputs: Sequence[Tensor] = ()
 
 
-def _recorded(latest: _Latest, graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
-    """The kernels of a graph, whose calls are recorded where that is wanted."""
+def _recorded(latest: _Latest, graph: fx.GraphModule, examples: Sequence[Tensor], **_: Any) -> Kernels:
+    """The kernels of a graph, whose calls are recorded where that is wanted.
+
+    A torch that knows no filter of guards hands it on to here.
+    """
     kernels = make_kernels(graph, examples)
 
     def call(*inputs: Tensor) -> Sequence[Tensor]:

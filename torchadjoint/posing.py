@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import arguments
 from .adjoints import find_adjoint
-from .compiled_loops import OLDEST_TORCH
+from .compiled_loops import IS_TORCH_NEW_ENOUGH, OLDEST_TORCH
 from .field import checked_derivative
 from .methods import RungeKutta, find_method
 from .observer import Observer
@@ -124,7 +124,7 @@ def pose(
 
 def _check_loop(problem: Problem) -> None:
     """Refuses what a compiled loop over steps cannot do."""
-    if torch.__version__ < OLDEST_TORCH:
+    if not IS_TORCH_NEW_ENOUGH:
         raise ValueError(
             f"compile='solve' needs torch {OLDEST_TORCH} or newer, but this is {torch.__version__}: take compile=True"
         )
