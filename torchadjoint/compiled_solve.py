@@ -101,7 +101,7 @@ class LoopSolver(CompiledSolver):
 
     def _find_first_slope(self, t: float) -> None:
         """The loop does."""
-        self.first_slope, self.needs_slope = self.start, True
+        self.first_slope, self.needs_slope = torch.zeros_like(self.start), True
 
     def _guess_first_step(self) -> float:
         """The loop does."""

@@ -180,11 +180,13 @@ def _straight_to_kernels(
     """What calls the kernels of the latest call with other tensors in the places of `tensors`.
 
     None if there were no kernels, or if they are not all that a call does: if they return something that the function
-    does not, which some attribute of the module becomes.
+    does not, which some attribute of the module becomes. Nor if one tensor had the places of two, which others may not.
     """
     kernels, inputs = latest.kernels, list(latest.inputs)
     numbers = {id(output): number for number, output in enumerate(latest.outputs)}
     if kernels is None or numbers.keys() != {id(tensor) for tensor in returned}:
+        return None
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
         return None
     order = [numbers[id(tensor)] for tensor in returned]
     places = [[place for place, given in enumerate(inputs) if given is tensor] for tensor in tensors]
