@@ -307,7 +307,6 @@ def continuous_flow(num_rounds: int) -> Problem:
         "ours, discrete, one stage at a time": (solve, dict(adjoint=Discrete(linearised="stage"))),
         "ours, discrete, all stages kept": (solve, dict(adjoint=Discrete(linearised="solve"))),
         "ours, discrete, compiled": (solve, dict(adjoint="discrete", compile=True)),
-        "ours, discrete, compiled solve": (solve, dict(adjoint="discrete", compile="solve")),
         "ours, default": (solve, dict(adjoint="default")),
         "ours, per-tensor": (solve, dict(adjoint="per-tensor")),
     }
