@@ -168,6 +168,6 @@ def _on_frameworks(measured: Sequence[Cell], ways: Sequence[str]) -> list[str]:
         f"**If the framework is free to choose**: the best way in PyTorch takes {statistics.median(ratios):.1f} times "
         f"the time of the best in JAX (median; {min(ratios):.2g} to {max(ratios):.2g}), and more than {CLOSE:g} times "
         f"in {num_behind} of {len(ratios)} cells. JAX compiles all of a gradient step. `compile='solve'` compiles the "
-        "loops over steps, and leaves Python, the guards of torch's compiler and autograd around them: most of the time "
-        "where states are small."
+        "loops over steps, and leaves Python, the guards of torch's compiler and autograd around them: most of the "
+        "time where states are small."
     ]
