@@ -41,6 +41,7 @@ PROBLEMS = [
         times=np.linspace(0, 5, 6),
         exact=_exact,
         traits=("equation",),
+        is_small=False,
     ),
     Problem(
         name="damped",

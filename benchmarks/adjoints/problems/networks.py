@@ -112,6 +112,7 @@ PROBLEMS = [
             y0=_starts(4, 4),
             times=np.linspace(0, 5, 3),
             traits=traits,
+            is_small=activation == "relu",
         )
         for activation, label, traits in (
             ("relu", "ReLU", ("network", "kinks")),
