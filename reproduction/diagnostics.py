@@ -45,11 +45,12 @@ def trained_run(results_dir: str, experiment: str, group: str | None = None) -> 
     ]
     if not candidates:
         wanted = f"{experiment} on {group}" if group else experiment
-        options = EXPERIMENTS[experiment].gradients.training
+        card = EXPERIMENTS[experiment]
+        options = card.options_of(group or card.measured_groups[0])
         raise FileNotFoundError(
             f"No completed run of {wanted} in {results_dir} has its weights (<run>.pt) beside it, as git keeps none: "
-            f"train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm "
-            f"{options} --results-dir {results_dir}`."
+            f"train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm"
+            f"{options} {card.gradients.training} --results-dir {results_dir}`."
         )
     return max(candidates)[2:]
 

@@ -88,6 +88,11 @@ class Experiment:
         values = {name: config[name] for name in self.group_settings if config[name] is not None}
         return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in values.items())
 
+    def options_of(self, group: str | None) -> str:
+        """What the command line of a run of this group has besides, with a space before it."""
+        first, *others = (group or "").split(", ")
+        return "".join([f" --{self.group_settings[0]} {first}" if first else "", *(f" --{other}" for other in others)])
+
     def file_name(self, measurement: str, group: str | None) -> str:
         """Of what a measurement has found."""
         suffix = f"-{group.replace(', width ', '-')}" if measurement in self.group_measurements else ""
@@ -165,7 +170,7 @@ FLOW = Experiment(
         batch_size=100,
         num_batches=3,
         reference=(1e-8, 1e-8),
-        training="--data checkerboard --batch-size 100 --max-epochs 30",
+        training="--batch-size 100 --max-epochs 30",
     ),
     group_settings=("data", "width"),
     figure_groups=("checkerboard", "8gaussians", "2spirals"),

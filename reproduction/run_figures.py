@@ -62,9 +62,10 @@ def comparable(results: Iterable[Results], experiment: str, group: str = "") -> 
         if key not in group or len(group[key].epochs) < len(result.epochs):
             group[key] = result
     if not groups:
+        card = EXPERIMENTS[experiment]
         raise NothingToDraw(
-            f"There is no completed run of {EXPERIMENTS[experiment].title_of(group)}: make one by "
-            f"`python {experiment}.py --device cpu --norm seminorm`, or all by `python tables.py run cpu`."
+            f"There is no completed run of {card.title_of(group)}: make one by `python {experiment}.py --device cpu "
+            f"--norm seminorm{card.options_of(group)}`, or all by `python tables.py run cpu`."
         )
     chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * num_batches_of(r) for r in group.values()))
     if len(mine) > len(chosen):

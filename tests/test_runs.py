@@ -11,10 +11,12 @@ from typing import get_args
 import pytest
 
 import acrobot
+import flow
 import speech_commands
 from common.results import load_all
 from datasets.flow import TOY_SIZES, Toy
 from reproduction import runs as runs_module
+from reproduction.experiments import EXPERIMENTS, FLOW
 from reproduction.runs import PRESETS, Run, identity, identity_of, preset_runs
 from reproduction.status import Status, begun, on_found_data, statuses
 
@@ -84,6 +86,15 @@ def test_the_runs_of_flows():
     for run in runs:
         if run.config.data in get_args(Toy):
             assert run.config.max_epochs * TOY_SIZES[0] // run.config.batch_size >= 3000
+
+
+@pytest.mark.parametrize("group", FLOW.measured_groups)
+def test_the_options_of_a_group_make_a_run_of_it(group):
+    words = FLOW.options_of(group).split()
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    config = flow.Config("cpu", "seminorm", data=options["--data"], width=int(options.get("--width", 0)) or None)
+    assert FLOW.group(vars(config)) == group
+    assert EXPERIMENTS["acrobot"].options_of(None) == ""
 
 
 @pytest.mark.parametrize("preset", PRESETS)
