@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .directions import directions_of
+
 Points = tuple[Tensor, Tensor]
 """Points (batch, dims) and log-determinants (batch), or what belongs to them."""
 
@@ -101,10 +103,7 @@ class ConcatSquashField:
         self.parameters = tuple(network.parameters())
         self.parameter_sizes = tuple(parameter.numel() for parameter in self.parameters)
         self.widths = [num_dims, *(len(weight) for weight in self.weights)]
-        if probe is None:
-            self.directions = torch.eye(num_dims, dtype=points.dtype, device=points.device).unsqueeze(1)
-        else:
-            self.directions = probe.detach().unsqueeze(0)
+        self.directions = directions_of(points, probe)
         self.batch = batch
         self.spare, self.taken = network.spare_slots.of(points, self.directions), []
         # They outlive the field: its solve may be differentiated long after, and then it is over.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .directions import directions_of
+
 State = tuple[Tensor, Tensor]
 """Points (batch, channels, height, width) and log-determinants (batch), or what belongs to them."""
 
@@ -59,11 +61,7 @@ class ConvolutionsField:
         points = state[0]
         self.batch = len(points)
         self.smallest = torch.finfo(points.dtype).tiny
-        if probe is None:
-            axes = torch.eye(points[0].numel(), dtype=points.dtype, device=points.device).neg_()
-            self.minus_directions = axes.view(-1, 1, *points.shape[1:]).expand(-1, *points.shape)
-        else:
-            self.minus_directions = -probe.detach().unsqueeze(0)
+        self.minus_directions = -directions_of(points, probe)
         self.parameters = tuple(network.parameters())
         self.parameter_sizes = tuple(parameter.numel() for parameter in self.parameters)
         self.weights, self.time_maps, self.biases = [], [], []

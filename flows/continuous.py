@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fields.concatsquash import ConcatSquashField
 from fields.convolutions import ConvolutionsField
+from fields.directions import directions_of
 from torchadjoint import Field, Solution
 from torchadjoint.statistics import SolveStatistics, Statistics
 
@@ -41,7 +42,7 @@ class FlowField(nn.Module):
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x = state[0]
         if isinstance(self.network, ConcatSquash):
-            directions = axes_of(x) if self.probe is None else self.probe.unsqueeze(0)
+            directions = directions_of(x, self.probe)
             velocity, derivatives = self.network.along(t, x, directions)
             return velocity, (derivatives * directions).sum(dim=(0, 2))
         is_differentiated = torch.is_grad_enabled()
@@ -61,12 +62,6 @@ class FlowField(nn.Module):
         if type(self.network) not in FIELDS:
             raise AttributeError("fused_field")
         return functools.partial(FIELDS[type(self.network)], self.network, self.probe)
-
-
-def axes_of(x: Tensor) -> Tensor:
-    """The directions of all numbers of a sample (numbers, batch, ...), for x (batch, ...)."""
-    axes = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return axes.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
 
 
 def exact_divergence(velocity: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:

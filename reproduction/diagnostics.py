@@ -78,7 +78,7 @@ def measure_gradient_errors(
     setting = EXPERIMENTS[experiment].gradients
     rows = gradient_errors(
         model,
-        [batch_of(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        batches_of(data, setting.batch_size, setting.num_batches),
         setting.loss_function,
         tolerances=setting.tolerances,
         adjoints=setting.adjoints,
@@ -97,7 +97,7 @@ def measure_methods(
     reference = (config.rtol / 1000, config.atol / 1000)
     rows = gradient_errors(
         model,
-        [batch_of(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        batches_of(data, setting.batch_size, setting.num_batches),
         setting.loss_function,
         tolerances=tolerances,
         adjoints=("default", "seminorm", "discrete"),
@@ -157,7 +157,7 @@ def measure_integrals(
     setting = EXPERIMENTS[experiment].gradients
     rows = integral_errors(
         model,
-        [batch_of(data, setting.batch_size, number) for number in range(setting.num_batches)],
+        batches_of(data, setting.batch_size, setting.num_batches),
         setting.loss_function,
         tolerances=setting.tolerances,
         reference=setting.reference,
@@ -181,8 +181,7 @@ def measure_growth(
         for way in ways:
             own = build(replace(config, **{"integrals": "none", **way})).eval()
             own.load_state_dict(weights)
-            for number in range(setting.num_batches):
-                batch = batch_of(data, config.batch_size, number)
+            for number, batch in enumerate(batches_of(data, config.batch_size, setting.num_batches)):
                 _, counted = gradient_of(own, batch, setting.loss_function, adjoint=way["norm"], **tolerances)
                 nfe = {"forward_nfe": counted.forward.nfe, "backward_nfe": counted.backward.nfe}
                 rows.append({"weights": name, "way": way_of(way), "batch": number, **nfe})
@@ -201,6 +200,11 @@ def batch_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Te
     """Samples from all over the test set, as neighbours may be parts of one trajectory."""
     stride = max(1, len(data[0]) // batch_size)
     return tuple(tensor[number::stride][:batch_size] for tensor in data)
+
+
+def batches_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> list[tuple[Tensor, ...]]:
+    """So many of them."""
+    return [batch_of(data, batch_size, index) for index in range(number)]
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -2,11 +2,12 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -50,11 +51,10 @@ def read(results_dir: str, *, of_images: bool) -> Records:
 @styled
 def densities(records: Records) -> Figure:
     """Data, the density that was learnt and samples from it, a row for each toy."""
-    figure = Figure(figsize=(WIDTH, 0.4 + 2.25 * len(records)), layout="constrained")
-    axes = figure.subplots(len(records), 3, squeeze=False)
-    for row, (group, record) in zip(axes, records.items(), strict=True):
+    figure, cells = _grid(records, ("data", "density", "samples"), row_height=2.25)
+    for record, row in cells:
         reach = record["reach"]
-        for ax, name in zip(row, ("data", "density", "samples"), strict=True):
+        for name, ax in row.items():
             if name == "density":
                 ax.imshow(record[name], origin="lower", extent=(-reach, reach, -reach, reach), cmap="viridis", vmin=0)
             else:
@@ -63,24 +63,33 @@ def densities(records: Records) -> Figure:
             ax.grid(False)
             for spine in ax.spines.values():
                 spine.set(visible=True, color=GREY)
-            if ax in axes[0]:
-                ax.set_title(name)
-        row[0].set_ylabel(group)
     return figure
 
 
 @styled
 def images(records: Records) -> Figure:
     """Images of the test set on the left, samples on the right; a row for each model."""
-    figure = Figure(figsize=(WIDTH, 0.4 + 2.6 * len(records)), layout="constrained")
-    axes = figure.subplots(len(records), 2, squeeze=False)
-    for row, (group, record) in zip(axes, records.items(), strict=True):
-        for ax, name in zip(row, ("data", "samples"), strict=True):
+    figure, cells = _grid(records, ("data", "samples"), row_height=2.6)
+    for record, row in cells:
+        for name, ax in row.items():
             ax.imshow(_mosaic(np.array(record[name])) / (record["num_levels"] - 1), cmap="gray", vmin=0, vmax=1)
-            ax.set(title=name, xticks=[], yticks=[])
+            ax.set(xticks=[], yticks=[])
             ax.grid(False)
-        row[0].set_ylabel(group)
     return figure
+
+
+def _grid(
+    records: Records, names: Sequence[str], *, row_height: float
+) -> tuple[Figure, list[tuple[Mapping[str, Any], dict[str, Axes]]]]:
+    """A figure with a row for each record and a column for each name; the records with their axes by name."""
+    figure = Figure(figsize=(WIDTH, 0.4 + row_height * len(records)), layout="constrained")
+    axes = figure.subplots(len(records), len(names), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        ax.set_title(name)
+    for row, group in zip(axes, records, strict=True):
+        row[0].set_ylabel(group)
+    rows = [dict(zip(names, row, strict=True)) for row in axes]
+    return figure, list(zip(records.values(), rows, strict=True))
 
 
 def _mosaic(stack: np.ndarray) -> np.ndarray:
