@@ -1,8 +1,10 @@
 """What several test files need."""
 
+import functools
 import os
 import signal
 import subprocess
+import weakref
 
 import pytest
 
@@ -37,3 +39,56 @@ def small_disk(tmp_path):
         pytest.skip("needs the right to mount a small disk")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """Nothing is compiled yet, and no more than four functions are kept."""
+    from torchadjoint import compiled, compiling
+
+    monkeypatch.setattr(compiled, "compiled", functools.lru_cache(maxsize=4)(compiling.compiled.__wrapped__))
+
+
+@pytest.fixture
+def traced(monkeypatch, caches):
+    """What would be compiled runs as it is, which is enough to compare numbers."""
+    import torch
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
+def graphs(monkeypatch, caches):
+    """torch.compile finds out what to compile, but makes no kernels; each graph that it found, as a weak reference.
+
+    Two forms of a function are kept.
+    """
+    import torch
+
+    found, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        found.append(weakref.ref(graph))
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compile(function, fullgraph=True, dynamic=False, backend=backend)
+    )
+    with torch._dynamo.config.patch(recompile_limit=2):
+        yield found
+
+
+@pytest.fixture
+def looks(monkeypatch, caches):
+    """The functions that torch was asked to look at, one entry a call; kernels are the operations as they are."""
+    from torchadjoint import compiling
+
+    calls, call = [], compiling.Compiled.__call__
+
+    def spy(self, *arguments):
+        calls.append(self.code.co_name)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(compiling, "make_kernels", lambda graph, examples: graph.forward)
+    monkeypatch.setattr(compiling.Compiled, "__call__", spy)
+    return calls

@@ -12,6 +12,12 @@ from torchadjoint.problem import State
 from torchadjoint.statistics import SolveStatistics
 
 F64 = torch.float64
+BACKWARD_SOLVES = ("default", "seminorm", "per-tensor", "as-published")
+ADJOINTS = (*BACKWARD_SOLVES, "discrete")
+NOT_AS_PUBLISHED = ("default", "seminorm", "per-tensor", "discrete")  # which needs many parameters
+INCREASING = torch.linspace(0, 3, 5, dtype=F64)
+T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+"""Output times."""
 SOLVERS = {"torchadjoint": torchadjoint.solve, "torchdiffeq": torchdiffeq_reference.solve}
 
 
@@ -39,6 +45,41 @@ class Plain(nn.Module):
 
     def forward(self, t, y):
         return self.func(t, y)
+
+
+KINKS = (0.5, 1.7, 2.0)
+
+
+class Kinked(nn.Module):
+    """A network of y whose speed has jumps in t, with a parameter that is used twice and one that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Network()
+        self.rates = nn.Parameter(random(len(KINKS) + 1, seed=3))
+        self.unused = nn.Parameter(torch.ones(2, dtype=F64))
+        self.frozen = nn.Parameter(torch.ones((), dtype=F64), requires_grad=False)
+        self.register_buffer("kinks", torch.tensor(KINKS, dtype=F64))
+
+    def forward(self, t, y):
+        rate = self.rates.index_select(0, torch.bucketize(t, self.kinks).reshape(1))
+        return self.frozen * self.network(t, y) * rate + self.rates.sum() * torch.sin(t)
+
+
+class Tied(nn.Module):
+    """A network with a weight in two places of one module, a layer in two others, and its weight in a third layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3, dtype=F64)
+        self.first.weight = self.weight = nn.Parameter(random(3, 3))
+        self.layers = nn.ModuleList([self.first, nn.Linear(3, 3, dtype=F64), self.first])
+        self.layers[1].weight = self.weight
+
+    def forward(self, t, y):
+        for layer in self.layers:
+            y = torch.tanh(layer(y))
+        return y @ self.weight
 
 
 class Linear(nn.Module):

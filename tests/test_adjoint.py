@@ -1,12 +1,17 @@
 import pytest
 import torch
 from problems import (
+    ADJOINTS,
+    BACKWARD_SOLVES,
     F64,
+    INCREASING,
+    NOT_AS_PUBLISHED,
     Growth,
     Integral,
     Linear,
     Network,
     Pair,
+    T,
     backward,
     differentiate,
     differentiate_exactly,
@@ -16,17 +21,11 @@ from problems import (
     steps,
 )
 from torch import nn
-from torch.autograd import forward_ad
 
-from torchadjoint import Backsolve, Discrete, odeint_adjoint
+from torchadjoint import Backsolve, odeint_adjoint
 
-BACKWARD_SOLVES = ("default", "seminorm", "per-tensor", "as-published")
-ADJOINTS = (*BACKWARD_SOLVES, "discrete")
-NOT_AS_PUBLISHED = ("default", "seminorm", "per-tensor", "discrete")  # which needs many parameters
 WARM = Backsolve(warm_start=True)
-INCREASING = torch.linspace(0, 3, 5, dtype=F64)
 DECREASING = torch.tensor([3.0, 2.5, 0.7, -0.2], dtype=F64)
-T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
 
 
 def compare_with_torchdiffeq(func, y0, t, **options):
@@ -209,118 +208,6 @@ def test_the_last_step_adds_the_quadrature_up_to_the_output_time_only(rest):
     assert min(backward_statistics.evaluation_times) < 0  # a step did go beyond
 
 
-@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
-def test_create_graph_gives_the_first_derivative_and_no_second(adjoint):
-    func, y0 = Network(), random(3).requires_grad_()
-    for loss in (torch.sum, torch.norm):
-        (expected,) = torch.autograd.grad(loss(solve(func, y0, T, adjoint=adjoint).y), y0)
-        found = torch.autograd.grad(
-            loss(solve(func, y0, T, adjoint=adjoint).y), [y0, *func.parameters()], create_graph=True
-        )
-        assert torch.equal(found[0], expected)
-        for gradient in found:
-            with pytest.raises(NotImplementedError, match="cannot be differentiated again: what follows backward"):
-                gradient.sum().backward()
-
-
-@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
-def test_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint):
-    func = Network()
-    y = solve(func, random(3), T, adjoint=adjoint).y
-    with torch.no_grad():
-        func.second.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        backward(y)
-
-
-@pytest.mark.parametrize("adjoint", NOT_AS_PUBLISHED)
-def test_a_retained_graph_gives_the_same_gradient_twice(adjoint):
-    func, y0 = Network(), random(2, 3)
-    once = differentiate(func, y0, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
-    start = y0.clone().requires_grad_()
-    y = solve(func, start, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint).y
-    for _ in range(2):
-        gradients = torch.autograd.grad(
-            (y * random(*y.shape, seed=100)).sum(), (start, *func.parameters()), retain_graph=True
-        )
-        assert torch.equal(torch.cat([gradient.reshape(-1) for gradient in gradients]), once.gradient)
-
-
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-def test_each_backward_of_a_retained_graph_is_counted_alone(adjoint):
-    solution = solve(Network(), random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
-    counts = []
-    for _ in range(3):
-        solution.y.sum().backward(retain_graph=True)
-        backward_statistics = solution.statistics.backward
-        counts.append((backward_statistics.nfe, backward_statistics.num_accepted, backward_statistics.num_rejected))
-    # At first `discrete` finds the last step as the forward solve left it.
-    assert counts[1] == counts[2]
-    assert adjoint == "discrete" or counts[0] == counts[1]
-
-
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-def test_hooks_act_once_on_the_whole_gradient(adjoint):
-    plain, hooked, factor = Network(), Network(), random(16)
-    hooked.first.bias.register_hook(lambda gradient: gradient * factor)
-    seen = []
-    hooked.second.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.clone()))
-    differentiate(plain, random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
-    differentiate(hooked, random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
-    assert distance(hooked.first.bias.grad, plain.first.bias.grad * factor) < 1e-12
-    assert len(seen) == 1
-    assert distance(seen[0], plain.second.weight.grad) < 1e-12
-    assert torch.equal(hooked.first.weight.grad, plain.first.weight.grad)
-
-
-@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
-def test_hooks_of_adjoint_params_that_are_no_leaves_act_once(adjoint):
-    raw = random(3, 3).requires_grad_()
-    weight = 2 * raw
-    weight.register_hook(lambda gradient: 0.5 * gradient)
-    solution = solve(
-        lambda t, y: torch.tanh(y @ weight), random(4, 3), T, adjoint=adjoint, adjoint_params=(weight,), rtol=1e-5
-    )
-    hooked, expected = raw.detach().clone().requires_grad_(), raw
-    solution.y.sum().backward()
-    reference = solve(
-        lambda t, y: torch.tanh(y @ (2 * hooked)), random(4, 3), T, adjoint=adjoint, adjoint_params=(hooked,), rtol=1e-5
-    )
-    reference.y.sum().backward()
-    assert distance(expected.grad, 0.5 * hooked.grad) < 1e-12
-
-
-class Buffered(Network):
-    """A network that also reads a buffer and a frozen parameter, and counts its evaluations in another buffer."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("scale", torch.ones(3, dtype=F64))
-        self.register_buffer("count", torch.zeros(()))
-        self.frozen = nn.Parameter(torch.ones(3, dtype=F64), requires_grad=False)
-
-    def forward(self, t, y):
-        self.count += 1
-        return super().forward(t, y) * self.scale * self.frozen
-
-
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-@pytest.mark.parametrize("name", ["scale", "frozen"])
-def test_buffers_and_frozen_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint, name):
-    func = Buffered()
-    solution = solve(func, random(4, 3), T, rtol=1e-3, atol=1e-3, adjoint=adjoint)
-    getattr(func, name).mul_(3)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        solution.y.sum().backward()
-
-
-def test_what_the_field_itself_changes_may_change():
-    func = Buffered()
-    first, second = (solve(func, random(4, 3), T, rtol=1e-3, atol=1e-3) for _ in range(2))
-    (first.y + second.y).sum().backward()
-    assert func.count > 0
-
-
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_callbacks_hear_of_every_step(adjoint):
     func, heard = Pair(), {}
@@ -359,37 +246,6 @@ def test_callbacks_need_our_solver():
         solve(func, random(4, 3), T, solver="torchdiffeq")
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [
-        lambda f: torch.func.grad(lambda y0: f(y0).sum())(random(4, 3)),
-        lambda f: torch.func.vmap(f)(random(2, 4, 3)),
-        lambda f: torch.func.jvp(f, (random(4, 3),), (random(4, 3),)),
-        lambda f: forward_mode(f, random(4, 3)),
-    ],
-    ids=["grad", "vmap", "jvp", "forward mode"],
-)
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode imports it
-def test_transforms_are_refused_in_a_sentence(transform):
-    func = Network()
-    with pytest.raises(NotImplementedError, match=r"a solve does not take part in .* \.backward\(\)"):
-        transform(lambda y0: solve(func, y0, T).y)
-
-
-def forward_mode(function, y0):
-    with forward_ad.dual_level():
-        return function(forward_ad.make_dual(y0, y0))
-
-
-def test_solves_without_gradients():
-    func = Network()
-    with torch.no_grad():
-        assert not odeint_adjoint(func, random(3), T).requires_grad
-    func.requires_grad_(False)
-    assert not odeint_adjoint(func, random(3), T).requires_grad
-    assert odeint_adjoint(func, random(3).requires_grad_(), T).requires_grad
-
-
 def test_times_of_another_dtype_than_the_state():
     ours, exact = (
         by(Growth(), random(3), T.clone().to(dtype).requires_grad_())
@@ -397,86 +253,3 @@ def test_times_of_another_dtype_than_the_state():
     )
     assert ours.gradients[1].dtype == torch.float32
     assert distance(ours.gradients[1].double(), exact.gradients[1]) < 1e-5
-
-
-def bad(*arguments, match, **options):
-    return pytest.param(arguments, options, match, id=match)
-
-
-class OfAnotherShape(nn.Module):
-    def forward(self, t, y):
-        return torch.zeros(4, 3) if isinstance(y, torch.Tensor) else (y[0],)
-
-
-NET, Y0 = Network(), random(2, 3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        bad(NET, Y0, torch.zeros(2, 2), match=r"t must be a floating-point tensor of shape \(times,\).*\(2, 2\)"),
-        bad(NET, Y0, torch.tensor(1.0), match=r"a time or more.*\(\)"),
-        bad(NET, Y0, torch.tensor([0, 1]), match=r"floating-point tensor.*int64"),
-        bad(NET, Y0, [0.0, 1.0], match=r"floating-point tensor.*list"),
-        bad(NET, Y0, T[[0, 2, 1]], match=r"t is \[0.0, 2.0, 1.0\], but must be finite and strictly increasing"),
-        bad(NET, Y0, T[[0, 1, 1]], match=r"t is \[0.0, 1.0, 1.0\], but must be finite and strictly increasing"),
-        bad(NET, Y0, T / 0, match="must be finite and strictly increasing"),
-        bad(NET, Y0, torch.tensor([0.0, torch.inf]), match=r"t is \[0.0, inf\], but must be finite and strictly"),
-        bad(NET, Y0, T, rtol=0.0, match="rtol is 0.0, but must be a finite number above 0"),
-        bad(NET, Y0, T, atol=-1e-3, match="atol is -0.001"),
-        bad(NET, Y0, T, atol=torch.inf, match="atol is inf"),
-        bad(NET, Y0, T, rtol=torch.nan, match="rtol is nan"),
-        bad(NET, Y0, T, rtol="1e-3", match="rtol is '1e-3'"),
-        bad(NET, Y0, T, adjoint_rtol=0, match="adjoint_rtol is 0"),
-        bad(NET, Y0, T, adjoint_atol=-1, match="adjoint_atol is -1"),
-        bad(NET, Y0, T, first_step=0.0, match="first_step is 0.0"),
-        bad(NET, Y0, T, max_num_steps=0, match="max_num_steps is 0"),
-        bad(NET, Y0, T, max_step=torch.ones(3), match=r"max_step is tensor\(\[1., 1., 1.\]\), but must be"),
-        bad(NET, Y0, T, adjoint_atol=torch.ones(3), solver="torchdiffeq", match="no tensors as tolerances"),
-        bad(NET, Y0, T, warm_start=True, match="unknown option 'warm_start': use one of 'first_step'"),
-        bad(NET, Y0, T, adjoint="l2", match="adjoint is 'l2', but must be one of 'default'"),
-        bad(
-            NET,
-            Y0,
-            T,
-            solver="torchdiffeq",
-            adjoint=Backsolve(warm_start=True),
-            match="no warm_start.*: use solver='torchadjoint'",
-        ),
-        bad(NET, Y0, T, compile="yes", match="compile is 'yes', but must be True or False"),
-        bad(NET, Y0, T, compile=True, adjoint="default", match="compile=True needs adjoint='seminorm' or .*'discrete'"),
-        bad(NET, Y0, T, compile=True, adjoint=Discrete(2), match="checkpoint_interval=2.*, but compile=True keeps"),
-        bad(NET, Y0, T, compile=True, adjoint=Discrete(linearised="solve"), match="linearised='solve'.*, but compile="),
-        bad(NET, Y0, T, compile=True, solver="torchdiffeq", match="no compile.*: use solver='torchadjoint'"),
-        bad(NET, Y0, T, compile=True, adjoint_params=(), match="compile=True needs no adjoint_params"),
-        bad(NET, Y0.long(), T, match="y0 is of dtype torch.int64, but must be float32 or float64"),
-        bad(NET, Y0.half(), T, match="y0 is of dtype torch.float16"),
-        bad(NET, [Y0], T, match=r"y0 is \[tensor.*, but must be a tensor or a tuple"),
-        bad(lambda t, y: y, Y0, T, match="func is no nn.Module.*adjoint_params"),
-        bad(OfAnotherShape(), Y0, T, match=r"returned shape \(4, 3\) for a state of shape \(2, 3\)"),
-        bad(
-            OfAnotherShape(),
-            (Y0, Y0),
-            T,
-            match=r"returned \(tensor.* for a state of 2 tensors: it must return a tuple of as many",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, options, message):
-    with pytest.raises(ValueError, match=message):
-        solve(*arguments, **options)
-
-
-def test_what_only_a_backward_solve_needs_is_asked_for_by_none_without_gradient():
-    with torch.no_grad():
-        forward = [
-            solve(Network(), random(100, 3), INCREASING, **options).y
-            for options in (dict(adjoint="as-published"), dict(rtol=torch.full((3,), 1e-7)), {})
-        ]
-    assert torch.equal(forward[0], forward[2])
-    assert distance(forward[1], forward[2]) < 1e-9
-
-
-def test_as_published_is_refused_where_its_blocks_do_not_fit():
-    with pytest.raises(ValueError, match="as-published"):
-        differentiate(Network(), random(100, 3), INCREASING, rtol=1e-3, atol=1e-3, adjoint="as-published")

@@ -4,18 +4,20 @@ import os
 
 import pytest
 import torch
-from problems import F64, Network, Pair, differentiate, distance, random, solve, steps
-from test_compiled import KINKS, TIGHT, Kinked, T, Tied, caches, graphs, looks, traced  # noqa: F401
+from problems import F64, KINKS, Kinked, Network, Pair, Tied, differentiate, distance, random, solve, steps
 from torch import nn
 
 from torchadjoint import METHODS, Discrete, SolverError, compiled_loops, posing
 from torchadjoint.methods.runge_kutta import RungeKutta
 
+T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
+TIGHT = dict(rtol=1e-6, atol=1e-8)
+
 ADAPTIVE = [name for name, method in METHODS.items() if method.is_adaptive]
 
 
 @pytest.fixture
-def loops(traced):  # noqa: F811
+def loops(traced):
     """Loops run as they are, which is enough to compare numbers."""
 
 
@@ -214,17 +216,17 @@ class Preying(nn.Module):
         return torch.stack([birth * prey - less * eaten * met, more * eating * met - death * predator])
 
 
-def test_a_field_that_takes_its_tensors_apart(graphs):  # noqa: F811
+def test_a_field_that_takes_its_tensors_apart(graphs):
     compare(Preying(), torch.ones(2, dtype=F64), T, **FEW_STAGES)
     assert graphs
 
 
-def test_a_weight_in_two_places(graphs):  # noqa: F811
+def test_a_weight_in_two_places(graphs):
     compare(Tied(), random(2, 3), T[[0, 1]], **FEW_STAGES)
     assert graphs
 
 
-def test_torch_looks_at_the_module_once_a_solve(looks):  # noqa: F811
+def test_torch_looks_at_the_module_once_a_solve(looks):
     func = Kinked()
     compare(func, random(4, 3), T, jump_t=KINKS, **FEW_STAGES)
     looks.clear()
@@ -235,7 +237,7 @@ def test_torch_looks_at_the_module_once_a_solve(looks):  # noqa: F811
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
-def test_kernels_are_compiled_once(caches):  # noqa: F811
+def test_kernels_are_compiled_once(caches):
     options = dict(jump_t=[0.5], **FEW_STAGES)
     compare(Preying(), torch.ones(2, dtype=F64), T, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -1,0 +1,205 @@
+"""What the page of the benchmark says follows from its results."""
+
+import dataclasses
+import re
+
+import pytest
+from test_adjoints_benchmark import PROBLEM
+
+from benchmarks.adjoints import diagrams, page, results
+from benchmarks.adjoints.decisions import decide
+from benchmarks.adjoints.fronts import Cell, Failures, Point, cells, curve, failures, front, seconds_for, standings
+from benchmarks.adjoints.results import Measurement, Results
+from reproduction import page as report
+
+
+def made_up(problem, contestant, *rows, agreement=1e-12):
+    """Results from (rtol, error, seconds); an error of None is a failure."""
+    measurements = []
+    for rtol, error, seconds in rows:
+        found = (
+            dict(failure="no end")
+            if error is None
+            else dict(error=error, first_seconds=1.0, seconds=[9.0, seconds, 0.0])
+        )
+        measurements.append(Measurement(rtol=rtol, atol=rtol / 100, session=0, **found))
+    known = dict(dtype="float64", agreement=agreement, reference="two ways", measurements=measurements)
+    return Results(problem=problem, contestant=contestant, **known)
+
+
+def test_the_time_for_an_error_is_interpolated_in_logarithms():
+    points = [Point(1e-2, 1e-1, 1.0), Point(1e-4, 1e-3, 4.0), Point(1e-6, 1e-5, 8.0)]
+    assert seconds_for(points, 1e-2) == pytest.approx(2.0)
+    assert seconds_for(points, 1.0) == 1.0
+    assert seconds_for(points, 1e-5) == 8.0
+    assert seconds_for(points, 1e-6) is None
+
+
+def test_an_error_is_no_smaller_than_the_reference_can_tell():
+    assert [point.error for point in curve(made_up("p", "w", (1e-2, 1e-9, 1.0), agreement=1e-6))] == pytest.approx(
+        [1e-5]
+    )
+    assert curve(made_up("p", "w", (1e-2, None, 1.0))) == []
+
+
+def test_the_front_has_what_nothing_beats():
+    curves = {
+        "a": [Point(1e-2, 1e-2, 1.0), Point(1e-4, 1e-4, 3.0)],
+        "b": [Point(1e-2, 1e-3, 2.0), Point(1e-4, 1e-4, 4.0)],
+    }
+    assert [(name, point.seconds) for name, point in front(curves)] == [("a", 1.0), ("b", 2.0), ("a", 3.0)]
+
+
+ROWS = ((1e-2, 1e-2, 1.0), (1e-4, 1e-4, 2.0), (1e-6, 1e-6, 3.0))
+
+
+SLOWER = tuple((rtol, error, 1.3 * seconds) for rtol, error, seconds in ROWS)
+
+
+FASTER = tuple((rtol, error, 0.5 * seconds) for rtol, error, seconds in ROWS)
+
+
+FAILED = tuple((rtol, 5.0, seconds) for rtol, _, seconds in ROWS)
+
+
+MADE_UP = [
+    made_up("calm", "ours, discrete", *SLOWER),
+    made_up("calm", "ours, seminorm", *ROWS),
+    made_up("wild", "ours, discrete", *ROWS),
+    made_up("wild", "ours, seminorm", *FAILED),
+    made_up("wilder", "ours, discrete", *ROWS),
+    made_up("wilder", "ours, seminorm", *SLOWER),
+    *(made_up(problem, "diffrax, recursive checkpoints", *FASTER) for problem in ("calm", "wild", "wilder")),
+]
+
+
+KINDS = {
+    "calm": dataclasses.replace(PROBLEM, name="calm", traits=("equation",)),
+    "wild": dataclasses.replace(PROBLEM, name="wild", traits=("network",)),
+    "wilder": dataclasses.replace(PROBLEM, name="wilder", traits=("network",)),
+}
+
+
+WAYS = ("ours, discrete", "ours, seminorm", "diffrax, recursive checkpoints")
+
+
+def test_standings_count_what_is_close():
+    [best, other] = standings(cells(MADE_UP), WAYS[:2])
+    assert (best.way, best.num_cells, best.num_reached, best.num_close) == ("ours, discrete", 9, 9, 6)
+    assert best.typical == pytest.approx(1.3 ** (1 / 3))
+    assert (other.way, other.num_reached, other.num_close) == ("ours, seminorm", 6, 3)
+
+
+def test_a_way_is_judged_where_it_was_measured():
+    [standing] = standings(cells([*MADE_UP, made_up("calm", "ours, default", *ROWS[:2])]), ["ours, default"])
+    assert (standing.num_cells, standing.num_reached, standing.reached) == (3, 2, "2 of 3")
+
+
+def test_decisions_follow_from_the_results():
+    first, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP), memory={"ours, discrete": 4.4})
+    assert first == (
+        "**In PyTorch start with `ours, discrete`.** It reaches the error in 9 of 9 cells, and takes 1.09 times the "
+        "time of the fastest there (geometric mean), with up to 4 MiB. `ours, seminorm`: 6 of 9, 1.14, unknown memory."
+    )
+    told = "\n".join(others)
+    assert "The fastest is most often" not in told
+    assert (
+        "For scientific models (n = 1 problem, 3 cells): `ours, seminorm` reaches the error in 3 of 3, within 1.1 "
+        "times of the fastest in 3; `ours, discrete` reaches the error in 3 of 3, within 1.1 times of the fastest in 0."
+    ) in told
+    assert "For neural networks of up to 10,000 parameters (n = 2 problems, 6 cells): `ours, discrete` reaches" in told
+    assert "all of them fail and `discrete` does not on 1 of 3 problems (wild)" in told
+    assert "`discrete` fails and some backward solve does not, is seen on 0 of 3 problems" in told
+    assert (
+        "in ours**: `ours, discrete` reaches the error in 9 of 9 cells, the best backward solve in 6. Where both do, "
+        "the first takes 1.03 times the time of the second (median; 0.77 to 1.30; less than 1 / 1.1 times in 3 of 6, "
+        "more than 1.1 times in 3)"
+    ) in told
+    assert "the best way in PyTorch takes 2.0 times the time of the best in JAX" in told
+
+
+def test_ways_are_ranked_where_all_were_measured():
+    partial = [*MADE_UP, *(made_up(problem, "ours, seminorm", *FASTER) for problem in ("more", "most"))]
+    kinds = {**KINDS, **{name: dataclasses.replace(PROBLEM, name=name) for name in ("more", "most")}}
+    assert decide(cells(partial), WAYS, kinds, [], memory={}) == decide(cells(MADE_UP), WAYS, kinds, [], memory={})
+
+
+def test_decisions_turn_round_with_the_results():
+    turned = {"ours, discrete": "ours, seminorm", "ours, seminorm": "ours, discrete"}
+    other = [dataclasses.replace(it, contestant=turned.get(it.contestant, it.contestant)) for it in MADE_UP]
+    first, *others = decide(cells(other), WAYS, KINDS, failures(other), memory={})
+    assert "start with `ours, seminorm`" in first
+    assert "`discrete` fails and some backward solve does not, is seen on 1 of 3 problems (wild)" in "\n".join(others)
+
+
+def test_what_reaches_the_error_more_often_comes_first_and_the_fastest_is_named():
+    fast = [made_up("calm", "ours, seminorm", *ROWS), made_up("wild", "ours, seminorm", *ROWS[:2])]
+    sure = [made_up(problem, "ours, discrete", *SLOWER) for problem in ("calm", "wild")]
+    first, second, *_ = decide(cells(fast + sure), WAYS, KINDS, [], memory={})
+    assert "start with `ours, discrete`.** It reaches the error in 6 of 6 cells" in first
+    assert second == (
+        "**The fastest is most often `ours, seminorm`**: within 1.1 times of the least time in 5 of 6 cells, but it "
+        "reaches the error in 5 of 6 only."
+    )
+
+
+def test_nothing_measured_is_nothing_decided():
+    assert decide([], WAYS, KINDS, [], memory={}) == ["Nothing was measured in PyTorch, so there is nothing to decide."]
+    cell = Cell("calm", 1e-2, {"ours, discrete": 2.0, "ours, seminorm": 1.0}, frozenset())
+    assert cell.ratios(["ours, discrete", "absent"]) == {"ours, discrete": 1.0}
+    assert failures([made_up("calm", "ours, discrete", *ROWS)]) == []
+    assert failures(MADE_UP)[0] == Failures("calm", 1e-6, {"ours, seminorm": False}, discrete=False)
+
+
+def test_what_failed_and_was_not_tried_again_has_failed():
+    given_up = made_up("wild", "ours, default", (1e-2, None, 0.0))
+    slow = made_up("wild", "ours, seminorm", (1e-2, 1e-2, 9.0))
+    found = failures([made_up("wild", "ours, discrete", *ROWS), given_up, slow])
+    assert [(it.rtol, it.backsolves) for it in found] == [
+        (1e-6, {"ours, default": True}),
+        (1e-4, {"ours, default": True}),
+        (1e-2, {"ours, default": True, "ours, seminorm": False}),
+    ]
+
+
+def test_the_report_has_the_decisions_if_there_are_results(tmp_path):
+    assert report._adjoints(tmp_path) is None
+    for contestant, rows in (("ours, discrete", ROWS), ("ours, seminorm", SLOWER)):
+        results.save(tmp_path, made_up("linear", contestant, *rows))
+    section = report._adjoints(tmp_path)
+    assert (section["num_problems"], section["num_ways"]) == (1, 2)
+    assert section["decisions"][0].startswith("<strong>In PyTorch start with <code>ours, discrete</code>.</strong>")
+
+
+def test_the_page_shows_every_problem_that_was_measured(tmp_path):
+    results.save(tmp_path, made_up("linear", "ours, discrete", *ROWS))
+    results.save(tmp_path, made_up("damped", "ours, discrete", *ROWS))
+    results.save(tmp_path, made_up("damped", "ours, seminorm", *FAILED[:2], (1e-6, None, 0.0)))
+    gathered = page.Gathered(results.load_all(tmp_path))
+    made = page.make_page(gathered)
+    for title in ("Linear system of 8, turning", "Linear system of 8, damped by rates up to 40"):
+        assert f"### {title}\n" in made
+    assert "No gradient at rtol: ours, seminorm at 1e-6." in made
+    assert "Not measured: ours, seminorm." in made
+    assert re.search(r"\| ours, discrete +\| +1e-4 \| +1.0e-4 \| +2,000 \|", made)
+    figure = diagrams.work_precision(gathered.problems["damped"], gathered.curves("damped"), 1e-7)
+    [axes] = figure.axes
+    assert [line.get_label() for line in axes.lines] == ["ours, seminorm", "ours, discrete"]
+    assert axes.xaxis_inverted()
+
+
+def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
+    measured = [made_up("linear", "interpolated", *FASTER), made_up("damped", "interpolated", *FASTER[:2])]
+    for problem in ("linear", "damped"):
+        measured += [made_up(problem, page.DISCRETE, *ROWS), made_up(problem, page.WARM, *FAILED)]
+    found = page._interpolated(page.Gathered(measured))
+    assert (found["num_cells"], found["num_faster"], found["num_slower"]) == (6, 5, 1)
+    assert found["better"] == ["Linear system of 8, turning"]
+
+
+@pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")
+def test_the_page_is_what_the_results_make():
+    gathered = page.Gathered(results.load_all(results.COMMITTED))
+    assert page.make_page(gathered) == page.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.adjoints.page"
+    for name in gathered.problems:
+        assert (page.FIGURES / f"adjoints-{name}.png").exists()

@@ -1,0 +1,164 @@
+"""A solve within autograd: graphs kept and built, hooks, tensors that change in between, transforms."""
+
+import pytest
+import torch
+from problems import (
+    ADJOINTS,
+    F64,
+    INCREASING,
+    NOT_AS_PUBLISHED,
+    Network,
+    T,
+    backward,
+    differentiate,
+    distance,
+    random,
+    solve,
+)
+from torch import nn
+from torch.autograd import forward_ad
+
+from torchadjoint import odeint_adjoint
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_create_graph_gives_the_first_derivative_and_no_second(adjoint):
+    func, y0 = Network(), random(3).requires_grad_()
+    for loss in (torch.sum, torch.norm):
+        (expected,) = torch.autograd.grad(loss(solve(func, y0, T, adjoint=adjoint).y), y0)
+        found = torch.autograd.grad(
+            loss(solve(func, y0, T, adjoint=adjoint).y), [y0, *func.parameters()], create_graph=True
+        )
+        assert torch.equal(found[0], expected)
+        for gradient in found:
+            with pytest.raises(NotImplementedError, match="cannot be differentiated again: what follows backward"):
+                gradient.sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint):
+    func = Network()
+    y = solve(func, random(3), T, adjoint=adjoint).y
+    with torch.no_grad():
+        func.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        backward(y)
+
+
+@pytest.mark.parametrize("adjoint", NOT_AS_PUBLISHED)
+def test_a_retained_graph_gives_the_same_gradient_twice(adjoint):
+    func, y0 = Network(), random(2, 3)
+    once = differentiate(func, y0, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint)
+    start = y0.clone().requires_grad_()
+    y = solve(func, start, INCREASING, rtol=1e-5, atol=1e-6, adjoint=adjoint).y
+    for _ in range(2):
+        gradients = torch.autograd.grad(
+            (y * random(*y.shape, seed=100)).sum(), (start, *func.parameters()), retain_graph=True
+        )
+        assert torch.equal(torch.cat([gradient.reshape(-1) for gradient in gradients]), once.gradient)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_each_backward_of_a_retained_graph_is_counted_alone(adjoint):
+    solution = solve(Network(), random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    counts = []
+    for _ in range(3):
+        solution.y.sum().backward(retain_graph=True)
+        backward_statistics = solution.statistics.backward
+        counts.append((backward_statistics.nfe, backward_statistics.num_accepted, backward_statistics.num_rejected))
+    # At first `discrete` finds the last step as the forward solve left it.
+    assert counts[1] == counts[2]
+    assert adjoint == "discrete" or counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_hooks_act_once_on_the_whole_gradient(adjoint):
+    plain, hooked, factor = Network(), Network(), random(16)
+    hooked.first.bias.register_hook(lambda gradient: gradient * factor)
+    seen = []
+    hooked.second.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.clone()))
+    differentiate(plain, random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    differentiate(hooked, random(4, 3), T, rtol=1e-5, atol=1e-7, adjoint=adjoint)
+    assert distance(hooked.first.bias.grad, plain.first.bias.grad * factor) < 1e-12
+    assert len(seen) == 1
+    assert distance(seen[0], plain.second.weight.grad) < 1e-12
+    assert torch.equal(hooked.first.weight.grad, plain.first.weight.grad)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_hooks_of_adjoint_params_that_are_no_leaves_act_once(adjoint):
+    raw = random(3, 3).requires_grad_()
+    weight = 2 * raw
+    weight.register_hook(lambda gradient: 0.5 * gradient)
+    solution = solve(
+        lambda t, y: torch.tanh(y @ weight), random(4, 3), T, adjoint=adjoint, adjoint_params=(weight,), rtol=1e-5
+    )
+    hooked, expected = raw.detach().clone().requires_grad_(), raw
+    solution.y.sum().backward()
+    reference = solve(
+        lambda t, y: torch.tanh(y @ (2 * hooked)), random(4, 3), T, adjoint=adjoint, adjoint_params=(hooked,), rtol=1e-5
+    )
+    reference.y.sum().backward()
+    assert distance(expected.grad, 0.5 * hooked.grad) < 1e-12
+
+
+class Buffered(Network):
+    """A network that also reads a buffer and a frozen parameter, and counts its evaluations in another buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, dtype=F64))
+        self.register_buffer("count", torch.zeros(()))
+        self.frozen = nn.Parameter(torch.ones(3, dtype=F64), requires_grad=False)
+
+    def forward(self, t, y):
+        self.count += 1
+        return super().forward(t, y) * self.scale * self.frozen
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("name", ["scale", "frozen"])
+def test_buffers_and_frozen_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint, name):
+    func = Buffered()
+    solution = solve(func, random(4, 3), T, rtol=1e-3, atol=1e-3, adjoint=adjoint)
+    getattr(func, name).mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        solution.y.sum().backward()
+
+
+def test_what_the_field_itself_changes_may_change():
+    func = Buffered()
+    first, second = (solve(func, random(4, 3), T, rtol=1e-3, atol=1e-3) for _ in range(2))
+    (first.y + second.y).sum().backward()
+    assert func.count > 0
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: torch.func.grad(lambda y0: f(y0).sum())(random(4, 3)),
+        lambda f: torch.func.vmap(f)(random(2, 4, 3)),
+        lambda f: torch.func.jvp(f, (random(4, 3),), (random(4, 3),)),
+        lambda f: forward_mode(f, random(4, 3)),
+    ],
+    ids=["grad", "vmap", "jvp", "forward mode"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode imports it
+def test_transforms_are_refused_in_a_sentence(transform):
+    func = Network()
+    with pytest.raises(NotImplementedError, match=r"a solve does not take part in .* \.backward\(\)"):
+        transform(lambda y0: solve(func, y0, T).y)
+
+
+def forward_mode(function, y0):
+    with forward_ad.dual_level():
+        return function(forward_ad.make_dual(y0, y0))
+
+
+def test_solves_without_gradients():
+    func = Network()
+    with torch.no_grad():
+        assert not odeint_adjoint(func, random(3), T).requires_grad
+    func.requires_grad_(False)
+    assert not odeint_adjoint(func, random(3), T).requires_grad
+    assert odeint_adjoint(func, random(3).requires_grad_(), T).requires_grad
