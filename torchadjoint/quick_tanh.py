@@ -19,7 +19,13 @@ TERMS = {torch.float32: 7, torch.float64: 15}
 
 
 def _convergent(terms: int, before: list[int], latest: list[int]) -> list[int]:
-    """Coefficients in powers of x^2 after so many terms, given those after none and one of x / (1 + x^2 / (3 + ...))."""
+    """Coefficients in powers of x^2 of a side of x / (1 + x^2 / (3 + x^2 / (5 + ...))), cut off.
+
+    Args:
+        terms: how many.
+        before: the coefficients after none.
+        latest: those after the first.
+    """
     for term in range(2, terms + 1):
         summands = zip_longest([(2 * term - 1) * of_latest for of_latest in latest], [0, *before], fillvalue=0)
         before, latest = latest, [sum(pair) for pair in summands]
