@@ -9,7 +9,7 @@ from test_adjoints_benchmark import PROBLEM
 from benchmarks.adjoints import diagrams, page, results
 from benchmarks.adjoints.decisions import decide
 from benchmarks.adjoints.fronts import Cell, Failures, Point, cells, curve, failures, front, seconds_for, standings
-from benchmarks.adjoints.results import Measurement, Results
+from benchmarks.adjoints.results import Measurement, Results, Session
 from reproduction import page as report
 
 
@@ -186,6 +186,21 @@ def test_the_page_shows_every_problem_that_was_measured(tmp_path):
     [axes] = figure.axes
     assert [line.get_label() for line in axes.lines] == ["ours, seminorm", "ours, discrete"]
     assert axes.xaxis_inverted()
+
+
+def test_each_problem_names_its_machine_where_there_are_two():
+    session = Session(
+        device_name="one", num_threads=1, platform="", python="3", packages={}, commit="c" * 40, started=0.0
+    )
+    measured = [
+        dataclasses.replace(made_up(problem, "ours, discrete", *ROWS), sessions=[replaced])
+        for problem, replaced in (("linear", session), ("damped", dataclasses.replace(session, device_name="two")))
+    ]
+    made = page.make_page(page.Gathered(measured))
+    assert "on one core of one or two;" in made
+    assert re.search(r"`linear`: .* On one\.", made)
+    assert re.search(r"`damped`: .* On two\.", made)
+    assert " On one." not in page.make_page(page.Gathered(measured[:1]))
 
 
 def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():

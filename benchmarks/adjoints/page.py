@@ -138,11 +138,15 @@ def _made_on(gathered: Gathered) -> dict[str, Any]:
     packages = {name: version for session in sessions for name, version in session.packages.items() if version}
     days = sorted({time.strftime("%Y-%m-%d", time.gmtime(session.started)) for session in sessions})
     return {
-        "machines": sorted({session.device_name for session in sessions}),
+        "machines": _machines(gathered.all),
         "versions": ", ".join(f"{name} {packages[name]}" for name in VERSIONS if name in packages),
         "commits": sorted({(session.commit or "unknown")[:8] for session in sessions}),
         "days": [days[0], days[-1]] if len(days) > 1 else days,
     }
+
+
+def _machines(of: Iterable[Results]) -> list[str]:
+    return sorted({session.device_name for results in of for session in results.sessions})
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -245,6 +249,7 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         "num_times": len(problem.times),
         "reference": reference,
         "agreement": scientific(gathered.agreement(name)),
+        "machines": _machines(of_problem.values()),
         "absent": ", ".join(way for way in gathered.ways if way not in of_problem),
         "failed": "; ".join(_without_gradient(of_problem)),
         "front": _table(rows) if rows else "No way has an error below the limit.",
