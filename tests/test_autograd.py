@@ -162,3 +162,28 @@ def test_solves_without_gradients():
     func.requires_grad_(False)
     assert not odeint_adjoint(func, random(3), T).requires_grad
     assert odeint_adjoint(func, random(3).requires_grad_(), T).requires_grad
+
+
+class BetweenLayers(nn.Module):
+    """A network in the middle of which a solve stands."""
+
+    def __init__(self, adjoint):
+        super().__init__()
+        self.first, self.func, self.last = nn.Linear(3, 3, dtype=F64), Network(), nn.Linear(3, 1, dtype=F64)
+        self.adjoint = adjoint
+
+    def forward(self, x):
+        return self.last(solve(self.func, self.first(x), T, adjoint=self.adjoint).y)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+# torch's compiler asks for them where the state comes in.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_model_around_a_solve_can_be_compiled(adjoint):
+    model, x = BetweenLayers(adjoint), random(5, 3)
+
+    def gradients(of):
+        return torch.autograd.grad(of(x).square().sum(), [*model.parameters()])
+
+    for found, expected in zip(gradients(torch.compile(model, backend="eager")), gradients(model), strict=True):
+        assert torch.equal(found, expected)

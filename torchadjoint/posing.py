@@ -161,11 +161,21 @@ def _check_integrals(
 
 
 def of_its_arguments(function: Callable[[Problem], Answer]) -> Callable[Posing, Answer]:
-    """`function` of a problem as one of the arguments of `pose`, so that these are listed once."""
+    """`function` of a problem as one of the arguments of `pose`, so that these are listed once.
+
+    Within a model that torch.compile compiles it runs as it is: it branches on values.
+    """
+
+    def pose_and_answer(*arguments: Posing.args, **options: Posing.kwargs) -> Answer:
+        return function(pose(*arguments, **options))
+
+    untraced = torch._disable_dynamo(pose_and_answer)
 
     @functools.wraps(function)
     def posed(*arguments: Posing.args, **options: Posing.kwargs) -> Answer:
-        return function(pose(*arguments, **options))
+        # Not always `untraced`: its first call imports the compiler, which takes a second.
+        answer = untraced if torch.compiler.is_compiling() else pose_and_answer
+        return answer(*arguments, **options)
 
     returned = inspect.signature(function).return_annotation
     posed.__signature__ = inspect.signature(pose).replace(return_annotation=returned)
