@@ -187,3 +187,16 @@ def test_a_model_around_a_solve_can_be_compiled(adjoint):
 
     for found, expected in zip(gradients(torch.compile(model, backend="eager")), gradients(model), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_the_backward_pass_casts_as_the_forward_pass_does(adjoint):
+    func, y0, seen = nn.Linear(3, 3), random(5, 3).float(), set()
+    func.register_forward_hook(lambda _, given, response: seen.add(response.dtype))
+    for is_cast, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            y = solve(lambda t, y: func(y), y0, T, adjoint=adjoint, adjoint_params=[*func.parameters()], rtol=1e-2).y
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not is_cast):
+            y.sum().backward()
+        assert seen == {expected}

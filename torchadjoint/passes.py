@@ -1,6 +1,7 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,17 @@ class Plan:
     statistics: SolveStatistics
     guarded: list[Tensor] = field(init=False)
     """Tensors that the field may read, besides its parameters: they must not change before the backward pass."""
+    autocast: dict[str, Any] = field(init=False)
+    """Arguments of `torch.autocast` for what the forward pass runs in. The backward pass evaluates the field likewise."""
 
     def __post_init__(self):
         self.guarded = self.problem.read_besides(self.problem.parameters)
+        kind = self.problem.y0.device.type
+        self.autocast = {
+            "device_type": kind,
+            "dtype": torch.get_autocast_dtype(kind),
+            "enabled": torch.is_autocast_enabled(kind),
+        }
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -46,7 +55,7 @@ class DifferentiableSolve(torch.autograd.Function):
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(**plan.autocast):
             gradients = differentiation.gradients(solution, solution_gradient)
             parameters = differentiation.field.unflatten(gradients.parameters)
         time_gradient = gradients.t if ctx.needs_input_grad[2] else None
