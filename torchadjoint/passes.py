@@ -22,7 +22,7 @@ class Plan:
     guarded: list[Tensor] = field(init=False)
     """Tensors that the field may read, besides its parameters: they must not change before the backward pass."""
     autocast: dict[str, Any] = field(init=False)
-    """Arguments of `torch.autocast` for what the forward pass runs in. The backward pass evaluates the field likewise."""
+    """Arguments of `torch.autocast` that the forward pass ran under; the backward pass evaluates the field likewise."""
 
     def __post_init__(self):
         self.guarded = self.problem.read_besides(self.problem.parameters)
