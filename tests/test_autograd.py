@@ -36,6 +36,20 @@ def test_create_graph_gives_the_first_derivative_and_no_second(adjoint):
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_no_second_derivative_is_silently_zero(adjoint):
+    func, y0, scale = Network(), random(3).requires_grad_(), torch.ones((), dtype=F64, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
+        torch.autograd.functional.hessian(lambda y0: solve(func, y0, T, adjoint=adjoint).y.sum(), y0)
+    inputs = [y0, scale, *func.parameters()]
+    gradients = torch.autograd.grad(
+        (scale * solve(func, y0, T, adjoint=adjoint).y).sum(), [y0, *func.parameters()], create_graph=True
+    )
+    for of in inputs:
+        with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
+            torch.autograd.grad(gradients[0].sum(), of, allow_unused=True, retain_graph=True)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
 def test_parameters_that_changed_between_forward_and_backward_are_an_error(adjoint):
     func = Network()
     y = solve(func, random(3), T, adjoint=adjoint).y

@@ -61,15 +61,17 @@ class DifferentiableSolve(torch.autograd.Function):
         time_gradient = gradients.t if ctx.needs_input_grad[2] else None
         gradients = (gradients.y0, time_gradient, *parameters)
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = _OnceDifferentiable.apply(torch.empty(0, requires_grad=True), *gradients)
+            gradients = _OnceDifferentiable.apply(solution, solution_gradient, *gradients)
         return None, *gradients
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """Gradients as they are, which cannot be differentiated."""
+    """Gradients as they are, which cannot be differentiated with respect to anything that they depend on."""
 
     @staticmethod
-    def forward(ctx, anything: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx, solution: Tensor, solution_gradient: Tensor, *gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         return tuple(None if gradient is None else gradient.view_as(gradient) for gradient in gradients)
 
     @staticmethod
