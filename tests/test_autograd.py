@@ -214,3 +214,9 @@ def test_the_backward_pass_casts_as_the_forward_pass_does(adjoint):
         with torch.autocast("cpu", torch.bfloat16, enabled=not is_cast):
             y.sum().backward()
         assert seen == {expected}
+
+
+def test_a_batch_of_gradients_at_once_is_refused_in_a_sentence():
+    y0 = random(3)
+    with pytest.raises(NotImplementedError, match="does not take part .* without is_grads_batched or vectorize"):
+        torch.autograd.functional.jacobian(lambda y0: solve(Network(), y0, T).y[-1], y0, vectorize=True)

@@ -181,7 +181,7 @@ def refuse_transforms(tensors: Iterable[Tensor]) -> None:
             continue
         raise NotImplementedError(
             f"a solve does not take part in {what}: call it with plain tensors, as a batch if there are many, and "
-            "differentiate by .backward() or torch.autograd.grad"
+            "differentiate by .backward() or torch.autograd.grad (without is_grads_batched or vectorize)"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import arguments
 from .adjoints.forward import plain_solver
 from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
@@ -52,6 +53,7 @@ class DifferentiableSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, solution_gradient: Tensor):
+        arguments.refuse_transforms([solution_gradient])
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
