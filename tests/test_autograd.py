@@ -218,5 +218,5 @@ def test_the_backward_pass_casts_as_the_forward_pass_does(adjoint):
 
 def test_a_batch_of_gradients_at_once_is_refused_in_a_sentence():
     y0 = random(3)
-    with pytest.raises(NotImplementedError, match="does not take part .* without is_grads_batched or vectorize"):
+    with pytest.raises(NotImplementedError, match=r"does not take part .* \(without is_grads_batched or vectorize"):
         torch.autograd.functional.jacobian(lambda y0: solve(Network(), y0, T).y[-1], y0, vectorize=True)

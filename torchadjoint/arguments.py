@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 TIMES = "a list of times or a tensor of shape (times,)"
@@ -173,7 +174,7 @@ def jump_times(
 def refuse_transforms(tensors: Iterable[Tensor]) -> None:
     """Raise NotImplementedError if one of the `tensors` is inside a transform of torch.func, or has a tangent."""
     for tensor in tensors:
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor):
             what = "torch.func's transforms (grad, vjp, jvp, vmap and their like)"
         elif forward_ad.unpack_dual(tensor).tangent is not None:
             what = "forward-mode differentiation"
