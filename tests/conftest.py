@@ -65,6 +65,8 @@ def graphs(monkeypatch, caches):
     """
     import torch
 
+    if not hasattr(torch._dynamo.config, "recompile_limit"):
+        pytest.skip("counts what torch's compiler makes, which was more before torch 2.7")
     found, compile = [], torch.compile
 
     def backend(graph, inputs):

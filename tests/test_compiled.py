@@ -173,6 +173,7 @@ def test_a_field_without_parameters(adjoint):
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
+@pytest.mark.filterwarnings("ignore:Skipping serialization of")  # that of torch 2.6 says so
 def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
     compare(Kinked(), random(4, 3), T, jump_t=KINKS, **TIGHT)
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -10,6 +10,10 @@ from torch import nn
 from torchadjoint import METHODS, Discrete, SolverError, compiled_loops, posing
 from torchadjoint.methods.runge_kutta import RungeKutta
 
+pytestmark = pytest.mark.skipif(
+    not compiled_loops.IS_TORCH_NEW_ENOUGH, reason=f"loops need torch {compiled_loops.OLDEST_TORCH}"
+)
+
 T = torch.tensor([0.0, 0.4, 2.0, 3.0], dtype=F64)
 TIGHT = dict(rtol=1e-6, atol=1e-8)
 

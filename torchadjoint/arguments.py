@@ -171,9 +171,9 @@ def jump_times(
     return values
 
 
-def refuse_transforms(tensors: Iterable[Tensor]) -> None:
-    """Raise NotImplementedError if one of the `tensors` is inside a transform of torch.func, or has a tangent."""
-    for tensor in tensors:
+def refuse_transforms(given: Iterable[Any]) -> None:
+    """Raise NotImplementedError if a tensor among these is inside a transform of torch.func, or has a tangent."""
+    for tensor in filter(torch.is_tensor, given):
         if functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor):
             what = "torch.func's transforms (grad, vjp, jvp, vmap and their like)"
         elif forward_ad.unpack_dual(tensor).tangent is not None:

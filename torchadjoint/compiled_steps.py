@@ -3,6 +3,9 @@
 Each is called with the module, the shape of the state, what else stays in a solve, and the tensors of one step.
 """
 
+# torch 2.6 cannot compile a function in which the type of an argument is made.
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import torch

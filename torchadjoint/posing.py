@@ -60,8 +60,8 @@ def pose(
     parameters = arguments.parameters(adjoint_params, func, y0.device)
     # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
     largest = torch.finfo(y0.dtype).max / 100
-    times = arguments.output_times(t, largest)
     arguments.refuse_transforms([y0, t, *parameters])
+    times = arguments.output_times(t, largest)
 
     method = find_method("method", method)
     adjoint_method = method if adjoint_method is None else find_method("adjoint_method", adjoint_method)
@@ -194,7 +194,7 @@ class _TupleFunction(nn.Module):
         pieces = y.split([shape.numel() for shape in self.shapes])
         pieces = tuple(piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True))
         derivatives = self.func(t, pieces)
-        if not isinstance(derivatives, tuple | list) or len(derivatives) != len(pieces):
+        if not isinstance(derivatives, (tuple, list)) or len(derivatives) != len(pieces):
             raise ValueError(
                 f"the vector field returned {arguments.shown(derivatives)} for a state of {len(pieces)} tensors: "
                 "it must return a tuple of as many"
