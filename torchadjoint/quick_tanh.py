@@ -4,13 +4,15 @@ torch's own is exact to half a unit in the last place. In float64 it takes seven
 as the products of a small network.
 """
 
+from collections.abc import Callable
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.decomposition import select_decomp_table
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch._inductor.lowering import make_pointwise, register_lowering
+from torch._inductor.virtualized import ops
 
 LARGEST = {torch.float32: 9.2, torch.float64: 19.1}
 """From here on tanh is 1 in a dtype."""
@@ -37,25 +39,48 @@ NUMERATOR = {dtype: _convergent(terms, [], [1]) for dtype, terms in TERMS.items(
 DENOMINATOR = {dtype: _convergent(terms, [1], [1]) for dtype, terms in TERMS.items()}
 
 
-def quick_tanh(x: Tensor) -> Tensor:
-    """tanh(x), to four units in the last place of float32 or float64.
+def _from_half(half: Any, dtype: torch.dtype, number: Callable[[float], Any] = float) -> Any:
+    """tanh(2 half) of a tensor, or of an entry in the compiler's terms, in which a `number` is one too.
 
     With tanh(x / 2) = p / q, tanh(x) = 2 p q / (p^2 + q^2).
     """
+
+    def polynomial(coefficients: list[int]) -> Any:
+        total = square * number(coefficients[-1]) + number(coefficients[-2])
+        for coefficient in coefficients[-3::-1]:
+            total = total * square + number(coefficient)
+        return total
+
+    square = half * half
+    p, q = half * polynomial(NUMERATOR[dtype]), polynomial(DENOMINATOR[dtype])
+    return number(2) * p * q / (p * p + q * q)
+
+
+@torch.library.custom_op("torchadjoint::quick_tanh", mutates_args=())
+def quick_tanh(x: Tensor) -> Tensor:
+    """tanh(x), to four units in the last place of float32 or float64."""
     largest = LARGEST[x.dtype]
-    half = torch.clamp(x, -largest, largest) * 0.5
-    # What is computed here is computed again wherever it is used, until the compiler has found the repetitions. That
-    # takes minutes if it is much. A square is one use, a product of two factors two.
-    square = half.square()
-    p, q = half * _polynomial(NUMERATOR[x.dtype], square), _polynomial(DENOMINATOR[x.dtype], square)
-    return 2 * p * q / (p.square() + q.square())
+    return _from_half(torch.clamp(x, -largest, largest) * 0.5, x.dtype)
 
 
-def _polynomial(coefficients: list[int], x: Tensor) -> Tensor:
-    total = x * coefficients[-1] + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        total = total * x + coefficient
-    return total
+@quick_tanh.register_fake
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@register_lowering(torch.ops.torchadjoint.quick_tanh.default, type_promotion_kind=None)
+def _lower(x: Any) -> Any:
+    """The same for the compiler, which would repeat operations of the graph wherever their results are used."""
+    dtype = x.get_dtype()
+
+    def number(value: float) -> Any:
+        return ops.constant(float(value), dtype)
+
+    def of_entry(entry: Any) -> Any:
+        clamped = ops.maximum(number(-LARGEST[dtype]), ops.minimum(number(LARGEST[dtype]), entry))
+        return _from_half(clamped * number(0.5), dtype, number)
+
+    return make_pointwise(of_entry)(x)
 
 
 class QuickTanh(CustomGraphPass):
@@ -65,18 +90,8 @@ class QuickTanh(CustomGraphPass):
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default):
             value = node.meta["val"]
             if value.dtype in LARGEST and value.device.type == "cpu":
-                self._replace(node)
+                node.target = torch.ops.torchadjoint.quick_tanh.default
 
     def uuid(self) -> bytes:
         """What changes with this file, so that nothing is taken from an older cache."""
         return get_hash_for_files((__file__,))
-
-    @staticmethod
-    def _replace(node: fx.Node) -> None:
-        graph = node.graph
-        traced = make_fx(quick_tanh, decomposition_table=select_decomp_table())(node.meta["val"])
-        with graph.inserting_before(node):
-            copies = dict.fromkeys(traced.graph.find_nodes(op="placeholder"), node.args[0])
-            output = graph.graph_copy(traced.graph, copies)
-        node.replace_all_uses_with(output)
-        graph.erase_node(node)
