@@ -63,7 +63,7 @@ class Problem:
     """The solution at the times (times, batch, channels), by PyTorch, from (times, y0, parameters), if there is one."""
     traits: tuple[str, ...] = ()
     """What kind of problem it is, from `TRAITS`."""
-    is_small: bool = True
+    is_small: bool = False
     """Whether it belongs to the small half."""
 
     @property

@@ -71,7 +71,6 @@ def _problem() -> Problem:
         y0=np.concatenate([np.cos(angles), np.sin(angles), velocities, torques], axis=1),
         times=np.linspace(0, 1.4, 8),
         traits=("network",),
-        is_small=False,
     )
 
 

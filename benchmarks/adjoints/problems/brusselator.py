@@ -37,7 +37,6 @@ def _problem() -> Problem:
         times=np.linspace(0, 8, 5),
         # The finest waves diffuse away at the rate 0.02 * 8 * 8^2.
         traits=("equation", "unstable backward"),
-        is_small=False,
     )
 
 

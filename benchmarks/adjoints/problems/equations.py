@@ -56,6 +56,7 @@ PROBLEMS = [
         y0=np.array([[1.0, 1.0]]),
         times=np.linspace(0, 10, 21),
         traits=("equation",),
+        is_small=True,
     ),
     *(
         Problem(
@@ -66,7 +67,6 @@ PROBLEMS = [
             y0=np.array([[2.0, 0.0]]),
             times=np.linspace(0, horizon, 6),
             traits=("equation", "unstable backward") if mu > 1 else ("equation",),
-            is_small=mu == 100,
         )
         for mu, horizon in ((1, 10), (10, 10), (100, 2))
     ),
@@ -80,7 +80,6 @@ PROBLEMS = [
             times=np.linspace(0, horizon, 3),
             # Volumes shrink by exp(13.7 t), so they grow so fast backward.
             traits=("equation", "unstable backward") if horizon > 1 else ("equation",),
-            is_small=horizon == 20,
         )
         for horizon in (1, 5, 20)
     ),
@@ -93,6 +92,5 @@ PROBLEMS = [
         times=np.linspace(0, 24, 9),
         jumps=_doses(),
         traits=("equation", "kinks"),
-        is_small=False,
     ),
 ]

@@ -41,7 +41,6 @@ PROBLEMS = [
         times=np.linspace(0, 5, 6),
         exact=_exact,
         traits=("equation",),
-        is_small=False,
     ),
     Problem(
         name="damped",
@@ -52,5 +51,6 @@ PROBLEMS = [
         times=np.linspace(0, 2, 3),
         exact=_exact,
         traits=("equation", "unstable backward"),
+        is_small=True,
     ),
 ]

@@ -92,7 +92,6 @@ PROBLEMS = [
         y0=_starts(16, 4),
         times=np.linspace(0, 50, 3),
         traits=("network",),
-        is_small=False,
     ),
     Problem(
         name="network",
@@ -102,6 +101,7 @@ PROBLEMS = [
         y0=_starts(64, 16),
         times=np.linspace(0, 10, 10),
         traits=("network",),
+        is_small=True,
     ),
     *(
         Problem(

@@ -38,7 +38,6 @@ def _problem() -> Problem:
         times=np.array([0.0, KNOTS - 1]),
         jumps=tuple(np.arange(1.0, KNOTS - 1)),
         traits=("network", "kinks"),
-        is_small=False,
     )
 
 
