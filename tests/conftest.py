@@ -66,7 +66,7 @@ def graphs(monkeypatch, caches):
     import torch
 
     if not hasattr(torch._dynamo.config, "recompile_limit"):
-        pytest.skip("counts what torch's compiler makes, which was more before torch 2.7")
+        pytest.skip("counts what the compiler makes, which is more in torch 2.6")
     found, compile = [], torch.compile
 
     def backend(graph, inputs):

@@ -215,6 +215,8 @@ def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
 @pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")
 def test_the_page_is_what_the_results_make():
     gathered = page.Gathered(results.load_all(results.COMMITTED))
+    for of_problem in gathered.results.values():
+        assert len({session.device_name for it in of_problem.values() for session in it.sessions}) == 1
     assert page.make_page(gathered) == page.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.adjoints.page"
     for name in gathered.problems:
         assert (page.FIGURES / f"adjoints-{name}.png").exists()

@@ -8,6 +8,7 @@ from problems import F64, random
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from torchadjoint.compiling import make_kernels
 from torchadjoint.quick_tanh import QuickTanh, quick_tanh
 
 F32 = torch.float32
@@ -26,6 +27,18 @@ def test_the_quick_tanh_is_tanh(dtype):
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_the_quick_tanh_of_nan_is_nan(dtype):
     assert quick_tanh(torch.tensor(math.nan, dtype=dtype)).isnan()
+
+
+@pytest.mark.filterwarnings("ignore:Skipping serialization of")  # that of torch 2.6 says so
+def test_the_kernels_have_it_too():
+    x = torch.cat([torch.linspace(-20, 20, 1_003, dtype=F64), torch.tensor([math.inf, -math.inf, math.nan], dtype=F64)])
+    inputs = (x.float(), x)
+    kernels = torch.compile(lambda *given: tuple(map(torch.tanh, given)), backend=make_kernels)
+    for found, given in zip(kernels(*inputs), inputs, strict=True):
+        torch.testing.assert_close(
+            found, quick_tanh(given), rtol=2 * torch.finfo(given.dtype).eps, atol=0, equal_nan=True
+        )
+        assert not torch.equal(found, torch.tanh(given))
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, torch.bfloat16])
