@@ -148,7 +148,7 @@ def quick(data_root: str | None) -> list[Block]:
     if data_root is None:
         speech = dict(data_root="synthetic", batch_size=32, max_epochs=8)
     return [
-        Block("acrobot", _norms("default", "seminorm", "as-published"), dict(num_trajectories=16, max_epochs=2), 1),
+        Block("acrobot", _norms("default", "seminorm", "as-published"), dict(num_trajectories=8, max_epochs=2), 1),
         Block("speech_commands", _norms("default", "seminorm"), speech, 1),
         Block("flow", _norms("default", "seminorm"), dict(data="checkerboard", batch_size=500, max_epochs=2), 1),
     ]

@@ -26,7 +26,7 @@ def command(monkeypatch, *arguments):
 
 
 def quick(norm, seed=0):
-    return acrobot(norm, seed, num_trajectories=16, max_epochs=2)
+    return acrobot(norm, seed, num_trajectories=8, max_epochs=2)
 
 
 @pytest.fixture(autouse=True)
