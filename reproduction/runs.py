@@ -146,7 +146,7 @@ def quick(data_root: str | None) -> list[Block]:
     """Minutes on a CPU, much reduced: shows that everything works, and reproduces no figure of the paper."""
     speech = dict(data_root=data_root, batch_size=64, max_epochs=3)
     if data_root is None:
-        speech = dict(data_root="synthetic", batch_size=32, max_epochs=8)
+        speech = dict(data_root="synthetic", batch_size=32, max_epochs=4)
     return [
         Block("acrobot", _norms("default", "seminorm", "as-published"), dict(num_trajectories=8, max_epochs=2), 1),
         Block("speech_commands", _norms("default", "seminorm"), speech, 1),
