@@ -175,8 +175,10 @@ def test_the_page_shows_every_problem_that_was_measured(tmp_path):
     results.save(tmp_path, made_up("linear", "ours, discrete", *ROWS))
     results.save(tmp_path, made_up("damped", "ours, discrete", *ROWS))
     results.save(tmp_path, made_up("damped", "ours, seminorm", *FAILED[:2], (1e-6, None, 0.0)))
-    gathered = page.Gathered(results.load_all(tmp_path))
-    made = page.make_page(gathered)
+    measured = results.load_all(tmp_path)
+    gathered = page.Gathered(measured)
+    made = page.make_page(measured)
+    assert "In float32" not in made
     for title in ("Linear system of 8, turning", "Linear system of 8, damped by rates up to 40"):
         assert f"### {title}\n" in made
     assert "No gradient at rtol: ours, seminorm at 1e-6." in made
@@ -188,6 +190,32 @@ def test_the_page_shows_every_problem_that_was_measured(tmp_path):
     assert axes.xaxis_inverted()
 
 
+def test_what_was_measured_in_float32_stands_beside_float64():
+    slower = made_up("linear", "ours, discrete", *SLOWER)
+    single = [
+        dataclasses.replace(made_up("linear", contestant, *rows), dtype="float32")
+        for contestant, rows in (
+            ("ours, discrete", FASTER[:2]),
+            ("interpolated", FASTER),
+            ("diffrax, direct", ROWS[:1]),
+        )
+    ]
+    made = page.make_page([slower, *single])
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in _section(made, "In float32") if "|" in line]
+    assert cells == [
+        ["error", "PyTorch, float32", "PyTorch, float64", "JAX, float32", "JAX, float64"],
+        cells[1],
+        ["1e-2", "500", "1,300", "1,000", ""],
+        ["1e-4", "1,000", "2,600", "", ""],
+        ["1e-6", "", "3,900", "", ""],
+    ]
+    assert page.Gathered([slower, *single]).all == [slower]
+
+
+def _section(text, title):
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0].splitlines()
+
+
 def test_each_problem_names_its_machine_where_there_are_two():
     session = Session(
         device_name="one", num_threads=1, platform="", python="3", packages={}, commit="c" * 40, started=0.0
@@ -196,11 +224,11 @@ def test_each_problem_names_its_machine_where_there_are_two():
         dataclasses.replace(made_up(problem, "ours, discrete", *ROWS), sessions=[replaced])
         for problem, replaced in (("linear", session), ("damped", dataclasses.replace(session, device_name="two")))
     ]
-    made = page.make_page(page.Gathered(measured))
+    made = page.make_page(measured)
     assert "on one core of one or two;" in made
     assert re.search(r"`linear`: .* On one\.", made)
     assert re.search(r"`damped`: .* On two\.", made)
-    assert " On one." not in page.make_page(page.Gathered(measured[:1]))
+    assert " On one." not in page.make_page(measured[:1])
 
 
 def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
@@ -214,9 +242,10 @@ def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
 
 @pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")
 def test_the_page_is_what_the_results_make():
-    gathered = page.Gathered(results.load_all(results.COMMITTED))
+    measured = results.load_all(results.COMMITTED)
+    gathered = page.Gathered(measured)
     for of_problem in gathered.results.values():
         assert len({session.device_name for it in of_problem.values() for session in it.sessions}) == 1
-    assert page.make_page(gathered) == page.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.adjoints.page"
+    assert page.make_page(measured) == page.PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.adjoints.page"
     for name in gathered.problems:
         assert (page.FIGURES / f"adjoints-{name}.png").exists()

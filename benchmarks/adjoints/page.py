@@ -47,6 +47,7 @@ class Gathered:
     """The results in one dtype by problem and contestant, in the order in which these are listed."""
 
     def __init__(self, all_results: Iterable[Results], dtype: str = "float64"):
+        self.dtype = dtype
         by_problem: dict[str, dict[str, Results]] = {}
         for results in all_results:
             if results.dtype != dtype:
@@ -66,7 +67,7 @@ class Gathered:
 
     def curves(self, problem: str) -> dict[str, list]:
         """The curve of each way at a problem."""
-        return {way: curve(results) for way, results in self.results[problem].items()}
+        return {way: curve(results) for way, results in self.results.get(problem, {}).items()}
 
     def agreement(self, problem: str) -> float:
         """How far the two ways agree on the reference."""
@@ -89,16 +90,18 @@ def write(folder: Path = COMMITTED) -> None:
     Args:
         folder: of the results files.
     """
-    gathered = Gathered(load_all(folder))
+    all_results = load_all(folder)
+    gathered = Gathered(all_results)
     for name, problem in gathered.problems.items():
         figure = diagrams.work_precision(problem, gathered.curves(name), gathered.agreement(name))
         files.replace(FIGURES / f"adjoints-{name}.png", render(figure, "png"))
-    files.replace(PAGE, make_page(gathered).encode())
+    files.replace(PAGE, make_page(all_results).encode())
     print(f"Wrote {PAGE} and {len(gathered.problems)} figures")
 
 
-def make_page(gathered: Gathered) -> str:
+def make_page(all_results: Sequence[Results]) -> str:
     """The page, in Markdown."""
+    gathered = Gathered(all_results)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader,
@@ -117,6 +120,7 @@ def make_page(gathered: Gathered) -> str:
         standings=_standings(gathered),
         failures=_failures(gathered),
         interpolated=_interpolated(gathered),
+        float32=_in_float32(Gathered(all_results, "float32"), gathered),
         problems=[_problem(gathered, name) for name in gathered.problems],
         close=f"{CLOSE:g}",
         wrong=f"{WRONG:.0%}".replace("%", " %"),
@@ -221,6 +225,22 @@ def _interpolated(gathered: Gathered) -> dict[str, Any]:
         "num_slower": sum(ratio > CLOSE for ratio in ratios),
         "better": better,
     }
+
+
+def _in_float32(single: Gathered, double: Gathered) -> str:
+    """The time of the fastest way in float32 and in float64, by framework; empty without results in float32."""
+    rows = []
+    for name, problem in single.problems.items():
+        for target in TARGETS:
+            row = {"problem": problem.title, "error": scientific(target)}
+            for framework, choose in (("PyTorch", in_pytorch), ("JAX", in_jax)):
+                for gathered in (single, double):
+                    curves = gathered.curves(name)
+                    times = (seconds_for(curves[way], target) for way in choose(curves))
+                    least = min((seconds for seconds in times if seconds is not None), default=None)
+                    row[f"{framework}, {gathered.dtype}"] = "" if least is None else _milliseconds(least)
+            rows.append(row)
+    return _table(rows) if rows else ""
 
 
 def _problem(gathered: Gathered, name: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,9 +94,9 @@ def load(path: Path) -> Results | None:
         raise ValueError(f"{path} cannot be read as results, so move it away: {error}") from error
 
 
-def load_all(folder: Path) -> Iterator[Results]:
+def load_all(folder: Path) -> list[Results]:
     """The results in a folder, by the names of their files."""
-    return (load(path) for path in sorted(folder.glob("*--*.json")))
+    return [load(path) for path in sorted(folder.glob("*--*.json"))]
 
 
 def save(folder: Path, results: Results) -> None:
