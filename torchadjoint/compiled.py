@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .compiled_steps import (
-    Places,
     attempt_backward,
     attempt_forward,
     num_numbers,
@@ -33,12 +32,19 @@ class CompiledField(AutogradField):
 
     def __init__(self, func: nn.Module, parameters: tuple[Tensor, ...], shape: torch.Size, *, time_gradient: bool):
         super().__init__(func, parameters, shape, time_gradient=time_gradient)
-        self.structure = structure(func)
-        known = {id(parameter) for parameter in parameters}
-        others = {id(tensor): tensor for tensor in (*func.parameters(), *func.buffers())}
-        self.tensors = (*parameters, *(tensor for key, tensor in others.items() if key not in known))
+        named = [
+            (f"{path}.{name}" if path else name, tensor)
+            for path, module in func.named_modules()
+            for own in (module._parameters, module._buffers)
+            for name, tensor in own.items()
+            if tensor is not None
+        ]
+        each = {id(tensor): tensor for tensor in (*parameters, *(tensor for _, tensor in named))}
+        numbers = {key: number for number, key in enumerate(each)}
+        self.tensors = tuple(each.values())
         """The parameters and what else the module has, each once."""
-        self.all_places = _places(func, self.tensors)
+        self.structure = structure(func, [(name, tensor, numbers[id(tensor)]) for name, tensor in named])
+        self.all_places = tuple((name, numbers[id(tensor)]) for name, tensor in named)
         self.places = tuple((name, number) for name, number in self.all_places if number < len(parameters))
 
     def slope(self) -> Bound:
@@ -199,18 +205,6 @@ class CompiledSolver(Solver):
         """The error of the last attempt over the tolerance (size), which only observers ask for."""
         weights = self.start.new_tensor([(self.t1 - self.t0) * weight for weight in self.method.error_weights])
         return (self.slopes.T @ weights) / (self.atol + self.rtol * torch.maximum(self.start.abs(), self.end.abs()))
-
-
-def _places(func: nn.Module, tensors: Sequence[Tensor]) -> Places:
-    """Where a module has those of these tensors that are its own."""
-    numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
-    return tuple(
-        (f"{path}.{name}" if path else name, numbers[id(tensor)])
-        for path, module in func.named_modules()
-        for named in (module.named_parameters, module.named_buffers)
-        for name, tensor in named(recurse=False, remove_duplicate=False)
-        if id(tensor) in numbers
-    )
 
 
 def _number(like: Tensor, number: float) -> Tensor:

@@ -72,13 +72,13 @@ class Compiled:
         raise ValueError(f"func cannot be compiled as a whole ({reason}): {advice}") from cause
 
 
-TORCHS = ("G['torch']", "__import__('torch')", "G['__builtins_dict__")
-"""How the names of torch's guards start that ask whether torch and Python are what they were."""
+SETTLED = r"G\['(?!__import_)|G\['__import_(torch|torchadjoint|contextlib)(_dot_|')|__import__\('torch'\)"
+"""How the names of torch's guards start that ask whether torch, Python and this library are what they were."""
 
 
 def _are_asked(fixed: Sequence[str], guards: Sequence[Any]) -> list[bool]:
-    """Which of torch's guards are asked before a call: none about torch itself, nor about arguments of these names."""
-    never = re.compile("|".join([*map(re.escape, TORCHS), *(rf"{name}\b" for name in fixed)]))
+    """Which of torch's guards are asked before a call: none of `SETTLED`, nor about arguments of these names."""
+    never = re.compile("|".join([SETTLED, *(rf"{name}\b" for name in fixed)]))
     return [never.match(guard.name) is None for guard in guards]
 
 
@@ -207,27 +207,26 @@ def compiled(function: Callable, fixed: tuple, shape: torch.Size, structure: tup
     return Compiled(function, len(fixed))
 
 
-def structure(func: nn.Module) -> tuple:
+def structure(func: nn.Module, tensors: Sequence[tuple[str, Tensor, int]]) -> tuple:
     """In what modules must agree to share what is compiled: their classes, and all about their tensors but the values.
 
     Other attributes are left to torch, which compiles anew only for those that it has read.
+
+    Args:
+        func: the module.
+        tensors: the parameters and buffers in it, by name, each with a number that tells which of them are one.
     """
     numbers: dict[int, int] = {}
-    named_tensors = (*func.named_parameters(remove_duplicate=False), *func.named_buffers(remove_duplicate=False))
-    tensors = [
-        (
-            name,
-            numbers.setdefault(id(tensor), len(numbers)),
-            tensor.shape,
-            tensor.stride(),
-            tensor.dtype,
-            tensor.device,
-            tensor.requires_grad,
-        )
-        for name, tensor in named_tensors
-    ]
-    modules = [(name, type(module)) for name, module in func.named_modules(remove_duplicate=False)]
-    return (*modules, *tensors)
+    return (
+        *(
+            (name, type(module), numbers.setdefault(id(module), len(numbers)))
+            for name, module in func.named_modules(remove_duplicate=False)
+        ),
+        *(
+            (name, number, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+            for name, tensor, number in tensors
+        ),
+    )
 
 
 def _owner(func: nn.Module) -> weakref.ref:
