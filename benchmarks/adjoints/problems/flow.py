@@ -44,7 +44,6 @@ def _problem() -> Problem:
         y0=np.column_stack([numbers.normal(size=(BATCH, 2)), np.zeros(BATCH)]),
         times=np.array([0.0, 1.0]),
         traits=("network",),
-        is_small=True,
     )
 
 
