@@ -24,8 +24,13 @@ class Arrays:
     """Of an array, by how far, and along which axis."""
     linear: Callable[[Any, Any, Any], Any]
     """x weight^T + bias, as one kernel where the library has one."""
-    interval: Callable[[Any, int], Any]
-    """The number of the interval [0, 1), [1, 2) ... that a time lies in, of so many, as an index."""
+    piece: Callable[[Any, Any], Any]
+    """Of an array and a time: the entry for the interval [0, 1), [1, 2) ... that the time lies in."""
+
+
+def _interval(t: torch.Tensor, number: int) -> torch.Tensor:
+    # An index that is a tensor would be read by Python, which torch.compile cannot do in the middle of a solve.
+    return t.floor().clamp(0, number - 1).long().reshape(1)
 
 
 TORCH = Arrays(
@@ -37,7 +42,7 @@ TORCH = Arrays(
     concatenate=torch.cat,
     roll=torch.roll,
     linear=functional.linear,
-    interval=lambda t, number: t.floor().clamp(0, number - 1).long(),
+    piece=lambda values, t: values.index_select(0, _interval(t, len(values))).squeeze(0),
 )
 
 
@@ -55,5 +60,5 @@ def of_jax() -> Arrays:
         concatenate=jnp.concatenate,
         roll=jnp.roll,
         linear=lambda x, weight, bias: x @ weight.T + bias,
-        interval=lambda t, number: jnp.clip(jnp.floor(t), 0, number - 1).astype(int),
+        piece=lambda values, t: values[jnp.clip(jnp.floor(t), 0, len(values) - 1).astype(int)],
     )
