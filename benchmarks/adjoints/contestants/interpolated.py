@@ -24,8 +24,8 @@ from ..contract import Problem, Step
 from ..with_torch import options_of, prepare_step
 
 PACKAGES = ()
-WAYS = {"interpolated": "dopri5", "interpolated, tsit5": "tsit5"}
-SMALL = ("interpolated",)
+WAYS = {"interpolated": "dopri5"}
+SMALL = tuple(WAYS)
 
 
 @dataclass(frozen=True)
