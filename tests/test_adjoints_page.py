@@ -118,10 +118,19 @@ def test_decisions_follow_from_the_results():
     assert "the best way in PyTorch takes 2.0 times the time of the best in JAX" in told
 
 
-def test_ways_are_ranked_where_all_were_measured():
-    partial = [*MADE_UP, *(made_up(problem, "ours, seminorm", *FASTER) for problem in ("more", "most"))]
-    kinds = {**KINDS, **{name: dataclasses.replace(PROBLEM, name=name) for name in ("more", "most")}}
-    assert decide(cells(partial), WAYS, kinds, [], memory={}) == decide(cells(MADE_UP), WAYS, kinds, [], memory={})
+def test_what_was_not_measured_everywhere_is_not_ranked():
+    some = "ours, per-tensor"
+    partial = [*MADE_UP, made_up(MADE_UP[0].problem, some, *FASTER)]
+    without = decide(cells(MADE_UP), WAYS, KINDS, [], memory={})
+    assert decide(cells(partial), [*WAYS, some], KINDS, [], memory={}) == without
+    made = page.make_page(
+        [
+            made_up("linear", page.DISCRETE, *ROWS),
+            made_up("linear", some, *FASTER),
+            made_up("damped", page.DISCRETE, *ROWS),
+        ]
+    )
+    assert f"and so not ranked: {some}.\n" in made
 
 
 def test_decisions_turn_round_with_the_results():

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from .contract import TRAITS, Problem
-from .fronts import CLOSE, TARGETS, Cell, Failures, Standing, complete, library_of, scientific, standings
+from .fronts import CLOSE, TARGETS, Cell, Failures, Standing, library_of, measured_everywhere, scientific, standings
 
 JAX = ("diffrax",)
 """Libraries for which a field must be written in JAX."""
@@ -56,18 +56,18 @@ def decide(
     def mebibytes(way: str) -> str:
         return f"{memory[way]:.0f} MiB" if way in memory else "unknown memory"
 
+    ways = measured_everywhere(measured, ways)
     candidates = in_pytorch(ways)
-    ranking = complete(measured, ways)
-    ranked = standings(ranking, candidates)
+    ranked = standings(measured, candidates)
     if not ranked:
         return ["Nothing was measured in PyTorch, so there is nothing to decide."]
     # First of all a way must come to the error; then it should be fast.
     first, *others = sorted(ranked, key=lambda it: (-it.reach, it.typical))
     parts = {
-        f"errors of at most {scientific(target)}": [it for it in ranking if it.target == target] for target in TARGETS
+        f"errors of at most {scientific(target)}": [it for it in measured if it.target == target] for target in TARGETS
     }
     for trait, called in TRAITS.items():
-        parts[called] = [cell for cell in ranking if trait in problems[cell.problem].traits]
+        parts[called] = [cell for cell in measured if trait in problems[cell.problem].traits]
     return [
         f"**In PyTorch start with `{first.way}`.** It reaches the error in {first.reached} "
         f"cells, and takes {first.typical:.2f} times the time of the fastest there (geometric mean), with up to "
@@ -77,7 +77,7 @@ def decide(
         *(_for_part(called, part, candidates, first.way) for called, part in parts.items() if part),
         *_on_kinds(measured),
         _on_failures(failed),
-        *_on_frameworks(ranking, ways),
+        *_on_frameworks(measured, ways),
     ]
 
 

@@ -119,9 +119,9 @@ def cells(all_results: Iterable[Results]) -> list[Cell]:
     return [cell for cell in found if cell.seconds]
 
 
-def complete(some: Sequence[Cell], ways: Iterable[str]) -> Sequence[Cell]:
-    """Those at whose problems all of these ways were measured, so that all can be ranked; else all cells."""
-    return [cell for cell in some if cell.measured.issuperset(ways)] or some
+def measured_everywhere(some: Sequence[Cell], ways: Sequence[str]) -> Sequence[str]:
+    """Those of these ways that were measured at all problems of the cells, so that they can be ranked; else all."""
+    return [way for way in ways if all(way in cell.measured for cell in some)] or ways
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from .fronts import (
     WRONG,
     Failures,
     cells,
-    complete,
     curve,
     failures,
     front,
+    measured_everywhere,
     scientific,
     seconds_for,
     standings,
@@ -61,6 +61,7 @@ class Gathered:
         self.all = [results for of_problem in self.results.values() for results in of_problem.values()]
         self.ways = [way for way in known if any(it.contestant == way and curve(it) for it in self.all)]
         self.cells = cells(self.all)
+        self.ranked = measured_everywhere(self.cells, self.ways)
         self.failures = failures(self.all)
         memory = {way: [it.mebibytes for it in self.measurements(way) if it.mebibytes is not None] for way in self.ways}
         self.memory = {way: max(found) for way, found in memory.items() if found}
@@ -116,7 +117,7 @@ def make_page(all_results: Sequence[Results]) -> str:
         ways=gathered.ways,
         targets=[scientific(target) for target in TARGETS],
         decisions=gathered.decisions(),
-        num_ranked=len({cell.problem for cell in complete(gathered.cells, gathered.ways)}),
+        unranked=[way for way in gathered.ways if way not in gathered.ranked],
         standings=_standings(gathered),
         failures=_failures(gathered),
         interpolated=_interpolated(gathered),
@@ -164,11 +165,10 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _standings(gathered: Gathered) -> str:
-    groups = [in_pytorch(gathered.ways), in_jax(gathered.ways)]
-    ranking = complete(gathered.cells, gathered.ways)
-    of_framework = {it.way: it for group in groups for it in standings(ranking, group)}
+    groups = [in_pytorch(gathered.ranked), in_jax(gathered.ranked)]
+    of_framework = {it.way: it for group in groups for it in standings(gathered.cells, group)}
     rows = []
-    for it in standings(ranking, gathered.ways):
+    for it in standings(gathered.cells, gathered.ranked):
         own = of_framework.get(it.way)
         measured = gathered.measurements(it.way)
         rows.append(
