@@ -1,5 +1,6 @@
 """Records: dataclasses that are mappings too, and their way to JSON and back; results are made of them."""
 
+import functools
 import math
 from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import Field, fields
@@ -25,7 +26,7 @@ class Record(Mapping):
 
     def __iter__(self) -> Iterator[str]:
         for item in fields(self):
-            if not is_optional(item) or getattr(self, item.name) is not None:
+            if not _is_left_out(self, item):
                 yield item.name
 
     def __len__(self) -> int:
@@ -41,10 +42,15 @@ def is_optional(item: Field) -> bool:
     return item.metadata.get("optional", False)
 
 
+def _is_left_out(record: Record, item: Field) -> bool:
+    return is_optional(item) and getattr(record, item.name) is None
+
+
 def plain(value: Any) -> Any:
     """`value` in terms of strict JSON: records become objects, and numbers that are not finite become null."""
     if isinstance(value, Record):
-        return {name: plain(value[name]) for name in _stored(type(value)) if name in value}
+        stored = _stored(type(value)).items()
+        return {name: plain(getattr(value, name)) for name, item in stored if not _is_left_out(value, item)}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -123,7 +129,8 @@ def _read_record(kind: type[Record], values: Mapping[str, Any], name: str) -> Re
     )
 
 
-def _stored(record: type[Record]) -> dict[str, Field]:
+@functools.cache
+def _stored(record: type[Record]) -> Mapping[str, Field]:
     """Each field that JSON has, by its name."""
     return {item.name: item for item in fields(record) if not item.metadata.get("in_memory_only")}
 

@@ -29,7 +29,7 @@ TOO_LONG = 2.0
 """A contestant whose step takes so many gets no tighter tolerance."""
 VAIN = 5.0
 """Nor does one that failed after so many seconds by the clock."""
-LIMIT = 600.0
+LIMIT = 300.0
 """Seconds by the clock after which the first step is given up, compilation included, where Python has the word."""
 
 
