@@ -246,7 +246,7 @@ def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
         measured += [made_up(problem, page.DISCRETE, *ROWS), made_up(problem, page.WARM, *FAILED)]
     found = page._interpolated(page.Gathered(measured))
     assert (found["num_cells"], found["num_faster"], found["num_slower"]) == (6, 5, 1)
-    assert found["better"] == ["Linear system of 8, turning"]
+    assert found["better"] == ["Linear system of 8, turning: 0.50 to 0.50"]
 
 
 @pytest.mark.skipif(not any(results.COMMITTED.glob("*.json")), reason="no results of the benchmark are committed")

@@ -217,7 +217,7 @@ def _interpolated(gathered: Gathered) -> dict[str, Any]:
                 of_problem.append(own / min(others))
         ratios += of_problem
         if of_problem and max(of_problem) < 1 / CLOSE:
-            better.append(problem.title)
+            better.append(f"{problem.title}: {min(of_problem):.2f} to {max(of_problem):.2f}")
     return {
         "table": _table(rows),
         "num_cells": len(ratios),
@@ -270,7 +270,7 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         "reference": reference,
         "agreement": scientific(gathered.agreement(name)),
         "machines": _machines(of_problem.values()),
-        "absent": ", ".join(way for way in gathered.ways if way not in of_problem),
+        "absent": "; ".join(way for way in gathered.ways if way not in of_problem),
         "failed": "; ".join(_without_gradient(of_problem)),
         "front": _table(rows) if rows else "No way has an error below the limit.",
     }
