@@ -162,7 +162,7 @@ def cpu(data_root: str | None) -> list[Block]:
     acrobot = dict(max_epochs=3, metric_interval=1)
     return [
         Block("speech_commands", norms, loose, 3),
-        Block("speech_commands", _norms("discrete"), loose, 1),
+        Block("speech_commands", _norms("discrete"), loose, 2),
         Block("speech_commands", [BOSH3], loose, 3),
         *(
             Block("speech_commands", norms, dict(rtol=rtol, atol=atol, max_epochs=8, **speech), 1)
