@@ -48,6 +48,25 @@ def test_models_that_differ_in_a_number(graphs):
         assert distance(y, random(2) * torch.exp(scale * T)[:, None]) < 1e-2
 
 
+RATE = 1.0
+
+
+class Growing(nn.Module):
+    """Growth at a rate that is no attribute."""
+
+    def forward(self, t, y):
+        return RATE * y
+
+
+@pytest.mark.filterwarnings("ignore:Skipping serialization of")  # that of torch 2.6 says so
+def test_a_global_of_the_user_that_changes_is_seen(caches, monkeypatch):
+    func, y0 = Growing(), random(2)
+    with torch.no_grad():
+        for rate in (1.0, 0.5):
+            monkeypatch.setitem(globals(), "RATE", rate)
+            torch.testing.assert_close(solve(func, y0, T, **LOOSE).y, solve(func, y0, T, rtol=1e-2, atol=1e-2).y)
+
+
 def test_fields_of_tuples_of_one_size(graphs):
     shapes = [[(2, 3), (6,)], [(6,), (2, 3)], [(3, 2), (6,)]]
     for scale, (first, second) in zip((0.1, 0.2, 0.3), shapes, strict=True):
