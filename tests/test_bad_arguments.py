@@ -13,6 +13,7 @@ from problems import (
 )
 from torch import nn
 
+import torchadjoint
 from torchadjoint import Backsolve, Discrete
 
 NET, Y0 = Network(), random(2, 3)
@@ -81,6 +82,13 @@ class OfAnotherShape(nn.Module):
 def test_bad_arguments_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         solve(*arguments, **options)
+
+
+def test_a_wrong_number_of_arguments_is_said_of_the_function_that_was_called():
+    with pytest.raises(TypeError, match=r"^solve\(\) takes 3 positional arguments but 4 were given"):
+        torchadjoint.solve(NET, Y0, T, 1e-3)
+    with pytest.raises(TypeError, match=r"^solve\(\) missing 1 required positional argument: 't'"):
+        torchadjoint.solve(NET, Y0)
 
 
 def test_what_only_a_backward_solve_needs_is_asked_for_by_none_without_gradient():

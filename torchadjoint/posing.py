@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from .observer import Observer
 from .problem import Adjoint, Problem, State
 from .stepping import OF_ERROR_CONTROL, OF_FIXED_STEPS, make_stepping
 
-Posing = ParamSpec("Posing")
 Answer = TypeVar("Answer")
 Tolerance = float | Tensor | Sequence[float | Tensor]
 
@@ -160,22 +159,23 @@ def _check_integrals(
         raise ValueError(f"integrals and {others[0]} are given, which do not go together: leave out one of them")
 
 
-def of_its_arguments(function: Callable[[Problem], Answer]) -> Callable[Posing, Answer]:
+def of_its_arguments(function: Callable[[Problem], Answer]) -> Callable[..., Answer]:
     """`function` of a problem as one of the arguments of `pose`, so that these are listed once.
 
     Within a model that torch.compile compiles it runs as it is: it branches on values.
     """
 
-    def pose_and_answer(*arguments: Posing.args, **options: Posing.kwargs) -> Answer:
-        return function(pose(*arguments, **options))
+    def pose_and_answer(func: Callable[..., Any], y0: State, t: Tensor, **options: Any) -> Answer:
+        return function(pose(func, y0, t, **options))
 
     untraced = torch._disable_dynamo(pose_and_answer)
 
+    # Python's errors about the number of arguments name this function, so it has those of `pose` that have no keyword.
     @functools.wraps(function)
-    def posed(*arguments: Posing.args, **options: Posing.kwargs) -> Answer:
+    def posed(func: Callable[..., Any], y0: State, t: Tensor, **options: Any) -> Answer:
         # Not always `untraced`: its first call imports the compiler, which takes a second.
         answer = untraced if torch.compiler.is_compiling() else pose_and_answer
-        return answer(*arguments, **options)
+        return answer(func, y0, t, **options)
 
     returned = inspect.signature(function).return_annotation
     posed.__signature__ = inspect.signature(pose).replace(return_annotation=returned)
