@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 import types
 
 import numpy as np
@@ -126,7 +127,8 @@ def test_ours_find_the_gradient_and_count(name, problem):
 
 
 @pytest.mark.parametrize("way", with_torchdiffeq.WAYS.values(), ids=str)
-def test_torchdiffeq_counts_each_direction(way):
+def test_torchdiffeq_counts_each_direction(way, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # counts are the same, and it takes seconds
     step = with_torchdiffeq.prepare(PROBLEM, way, rtol=1e-4, atol=1e-6, dtype="float64")
     first, second = step(), step()
     assert (first.forward_nfe, first.backward_nfe) == (second.forward_nfe, second.backward_nfe)
@@ -139,6 +141,27 @@ def test_diffrax_solves_the_same_problems():
     contestant = find_contestants()["diffrax, recursive checkpoints"]
     gradient = contestant.prepare(PROBLEM, contestant.way, rtol=1e-8, atol=1e-10, dtype="float64")()
     np.testing.assert_allclose(gradient.flat(PROBLEM), refer(PROBLEM).gradient, rtol=1e-6)
+
+
+def test_diffrax_says_why_it_fails(monkeypatch):
+    pytest.importorskip("diffrax", reason="diffrax is not installed: pip install -r requirements-bench.txt")
+    from benchmarks.adjoints.contestants import with_diffrax
+
+    monkeypatch.setattr(with_diffrax, "MAX_STEPS", 2)
+    contestant = find_contestants()["diffrax, recursive checkpoints"]
+    # Another problem: what an earlier test has compiled allows more steps.
+    problem = dataclasses.replace(PROBLEM)
+    step = contestant.prepare(problem, contestant.way, rtol=1e-9, atol=1e-11, dtype="float64")
+    with pytest.raises(RuntimeError, match=r"^\w*EquinoxRuntimeError: The maximum number of solver steps"):
+        step()
+
+
+def test_a_piece_is_that_of_one_time_or_of_each_sample():
+    values = torch.arange(24.0).view(4, 3, 2)
+    assert torch.equal(TORCH.piece(values, torch.tensor(1.5)), values[1])
+    assert torch.equal(TORCH.piece(values, torch.tensor(9.0)), values[3])
+    each = TORCH.piece(values, torch.tensor([0.2, 2.0, -1.0]))
+    assert torch.equal(each, torch.stack([values[0, 0], values[2, 1], values[0, 2]]))
 
 
 def test_an_interpolated_adjoint_does_not_solve_the_state_backwards():
@@ -225,6 +248,25 @@ def test_what_is_there_is_not_measured_again(toys, reference, tmp_path):
     assert [it.dtype for it in results.load_all(tmp_path) if it.contestant == right.name] == ["float32", "float64"]
 
 
+def test_a_long_step_takes_part_in_one_round(reference, monkeypatch):
+    def prepare(*arguments, **options):
+        step = by_hand(*arguments, **options)
+
+        def counted():
+            steps.append(1)
+            return step()
+
+        return counted
+
+    steps = []
+    monkeypatch.setattr(measuring, "LONG", -1.0)
+    monkeypatch.setattr(measuring, "TURN", 0.0)
+    measurement = measure(Contestant("long", 1.0, prepare, (), is_small=False), reference)
+    assert len(measurement.seconds) == 1
+    # The first, that for memory, and the one that is timed.
+    assert len(steps) == 3
+
+
 def test_after_a_step_that_took_too_long_nothing_tighter_is_tried(toys, reference, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "TOO_LONG", -1.0)
     sessions.measure_problem(PROBLEM, toys[:1], [1e-3, 1e-6], "float64", tmp_path, reference_of=lambda _: reference)
@@ -242,6 +284,44 @@ def test_what_fails_slowly_is_not_tried_at_tighter_tolerances(vain, reference, t
     failing = Contestant("fails", None, prepare, (), is_small=False)
     sessions.measure_problem(PROBLEM, [failing], [1e-3, 1e-6], "float64", tmp_path, reference_of=lambda _: reference)
     assert tried == ([1e-3] if vain == 0 else [1e-3, 1e-6])
+
+
+def test_compilation_is_no_part_of_the_time_that_a_failure_takes(reference, tmp_path, monkeypatch):
+    def prepare(*_, rtol, **__):
+        compiled = []
+
+        def step():
+            if not compiled:
+                compiled.append(rtol)
+                time.sleep(0.2)
+            raise RuntimeError("too many steps")
+
+        tried.append(rtol)
+        return step
+
+    tried = []
+    monkeypatch.setattr(measuring, "VAIN", 0.1)
+    failing = Contestant("fails", None, prepare, (), is_small=False)
+    sessions.measure_problem(PROBLEM, [failing], [1e-3, 1e-6], "float64", tmp_path, reference_of=lambda _: reference)
+    assert tried == [1e-3, 1e-6]
+    [kept] = results.load_all(tmp_path)
+    assert all(it.first_seconds > 0.2 > it.failed_seconds for it in kept.measurements)
+
+
+def test_what_is_given_up_is_slow_and_is_not_tried_again(reference, tmp_path, monkeypatch):
+    def prepare(*_, rtol, **__):
+        tried.append(rtol)
+        return lambda: time.sleep(60)
+
+    tried = []
+    monkeypatch.setattr(measuring, "LIMIT", 0.05)
+    monkeypatch.setattr(measuring, "VAIN", 0.01)
+    slow = Contestant("slow", None, prepare, (), is_small=False)
+    sessions.measure_problem(PROBLEM, [slow], [1e-3, 1e-6], "float64", tmp_path, reference_of=lambda _: reference)
+    assert tried == [1e-3]
+    [[measurement]] = [it.measurements for it in results.load_all(tmp_path)]
+    assert measurement.failed_seconds is None
+    assert measuring.is_slow(measurement)
 
 
 def test_a_way_that_the_installed_version_lacks_is_skipped(reference, tmp_path, capsys):

@@ -25,12 +25,16 @@ class Arrays:
     linear: Callable[[Any, Any, Any], Any]
     """x weight^T + bias, as one kernel where the library has one."""
     piece: Callable[[Any, Any], Any]
-    """Of an array and a time: the entry for the interval [0, 1), [1, 2) ... that the time lies in."""
+    """Of an array (intervals, batch, ...) and a time: the entry (batch, ...) of the interval [0, 1), [1, 2) ... that it
+    lies in. Of times (batch,), as PyTorch has them where samples step alone: each sample's own."""
 
 
-def _interval(t: torch.Tensor, number: int) -> torch.Tensor:
+def _piece(values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    intervals = t.floor().clamp(0, len(values) - 1).long()
+    if t.ndim:
+        return values[intervals, torch.arange(len(intervals))]
     # An index that is a tensor would be read by Python, which torch.compile cannot do in the middle of a solve.
-    return t.floor().clamp(0, number - 1).long().reshape(1)
+    return values.index_select(0, intervals.reshape(1)).squeeze(0)
 
 
 TORCH = Arrays(
@@ -42,7 +46,7 @@ TORCH = Arrays(
     concatenate=torch.cat,
     roll=torch.roll,
     linear=functional.linear,
-    piece=lambda values, t: values.index_select(0, _interval(t, len(values))).squeeze(0),
+    piece=_piece,
 )
 
 

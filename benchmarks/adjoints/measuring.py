@@ -24,11 +24,11 @@ NUM_ROUNDS = 3
 TURN = 0.02
 """Seconds that a turn takes at least: a step is repeated in it."""
 LONG = 0.5
-"""A step that takes so many CPU seconds is timed once."""
+"""A step that takes so many CPU seconds takes part in the first round alone."""
 TOO_LONG = 2.0
 """A contestant whose step takes so many gets no tighter tolerance."""
 VAIN = 5.0
-"""Nor does one that failed after so many seconds by the clock."""
+"""Nor does one that takes so many to fail, compilation apart."""
 LIMIT = 300.0
 """Seconds by the clock after which the first step is given up, compilation included, where Python has the word."""
 
@@ -52,9 +52,9 @@ def measure(
     trials = [Trial(contestant, Measurement(rtol=rtol, atol=ATOL * rtol, session=0)) for contestant in contestants]
     for trial in trials:
         _warm_up(trial, problem, reference, dtype)
-    for _ in range(NUM_ROUNDS):
+    for number in range(NUM_ROUNDS):
         for trial in trials:
-            if not (trial.measurement.failure or trial.is_long):
+            if not (trial.measurement.failure or (trial.is_long and number > 0)):
                 trial.seconds.append(_turn(trial))
     for trial in trials:
         trial.measurement.seconds = trial.seconds
@@ -80,11 +80,19 @@ def _warm_up(trial: Trial, problem: Problem, reference: Reference, dtype: str) -
     except Exception as error:
         measurement.failure = _first_line(error)
         measurement.first_seconds = time.perf_counter() - started
+        if trial.step is not None and not isinstance(error, TooLong):
+            measurement.failed_seconds = _seconds_to_fail(trial.step)
         return
     trial.is_long = taken > LONG
-    if trial.is_long:
-        trial.seconds.append(taken)
     trial.repetitions = max(1, math.ceil(TURN / max(taken, 1e-6)))
+
+
+def _seconds_to_fail(step: Step) -> float:
+    """CPU seconds of a step that has failed once, when it was compiled."""
+    started = time.process_time()
+    with contextlib.suppress(Exception), _limited(LIMIT):
+        step()
+    return time.process_time() - started
 
 
 def _note(measurement: Measurement, gradient: Gradient, problem: Problem, reference: Reference) -> None:
@@ -105,9 +113,16 @@ def _turn(trial: Trial) -> float:
 
 def is_too_long(measurement: Measurement) -> bool:
     """Whether nothing tighter needs to be tried."""
-    if measurement.failure:
-        return measurement.first_seconds > VAIN
-    return measurement.median > TOO_LONG
+    if measurement.failed_seconds is not None:
+        return measurement.failed_seconds > VAIN
+    return measurement.first_seconds > VAIN if measurement.failure else is_slow(measurement)
+
+
+def is_slow(measurement: Measurement) -> bool:
+    """Whether it shows a way that is too slow, not one that fails."""
+    return measurement.failure.startswith(TooLong.__name__) or (
+        not measurement.failure and measurement.median > TOO_LONG
+    )
 
 
 class TooLong(Exception):

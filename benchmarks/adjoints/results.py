@@ -46,6 +46,8 @@ class Measurement(Record):
     """How far the process's resident memory rose during one step."""
     first_seconds: float | None = None
     """What the first step took by the clock, compilation included, or how long it was until it failed."""
+    failed_seconds: float | None = None
+    """CPU seconds of a step that failed, compilation apart; None if it did not come so far."""
     seconds: list[float] = field(default_factory=list)
     """CPU seconds of a step, for each round."""
 

@@ -55,28 +55,37 @@ def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str)
     with precise():
         parameters = {name: jnp.asarray(value, dtype) for name, value in problem.parameters.items()}
         y0, times, targets = (jnp.asarray(value, dtype) for value in (problem.y0, problem.times, problem.targets))
-        constants = {name: jnp.asarray(value, dtype) for name, value in problem.constants.items()}
         tolerances = jnp.asarray([rtol, atol], dtype)
-    differentiate = _differentiate(problem, way)
+    differentiate = _differentiate(problem, way, dtype)
 
     def step() -> Gradient:
-        with precise():
-            gradients = differentiate((y0, parameters), constants, times, targets, tolerances)
-            by_y0, by_parameters = jax.block_until_ready(gradients)
+        try:
+            with precise():
+                gradients = differentiate((y0, parameters), times, targets, tolerances)
+                by_y0, by_parameters = jax.block_until_ready(gradients)
+        except jax.errors.JaxRuntimeError as error:
+            # The reason stands behind a traceback.
+            reasons = [line for line in str(error).splitlines() if "Error: " in line and not line.startswith(" ")]
+            raise RuntimeError(reasons[0] if reasons else str(error)) from error
         return Gradient(by_y0, by_parameters)
 
     return step
 
 
 @functools.cache
-def _differentiate(problem: Problem, way: Way):
-    """The jitted gradient of the loss, made once for a problem and a way."""
+def _differentiate(problem: Problem, way: Way, dtype: str):
+    """The jitted gradient of the loss, made once for a problem, a way and a dtype."""
     import diffrax
     import jax
 
     arrays = of_jax()
 
-    def objective(differentiated, constants, times, targets, tolerances):
+    def slope(t, y, parameters):
+        # Not in `parameters`, with respect to all of which diffrax's backward solve differentiates.
+        constants = {name: jax.numpy.asarray(value, dtype) for name, value in problem.constants.items()}
+        return problem.field(arrays, t, y, {**parameters, **constants})
+
+    def objective(differentiated, times, targets, tolerances):
         y0, parameters = differentiated
 
         def controller(**norm):
@@ -89,13 +98,13 @@ def _differentiate(problem: Problem, way: Way):
         if way.is_seminorm:
             options["stepsize_controller"] = controller(norm=diffrax.adjoint_rms_seminorm)
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: problem.field(arrays, t, y, args)),
+            diffrax.ODETerm(slope),
             getattr(diffrax, way.solver)(),
             times[0],
             times[-1],
             None,
             y0,
-            args={**parameters, **constants},
+            args=parameters,
             saveat=diffrax.SaveAt(ts=times),
             stepsize_controller=controller(),
             adjoint=getattr(diffrax, way.adjoint)(**options),

@@ -1,11 +1,13 @@
 """torchdiffeq as it is, by dopri5, its default. Its own jumps are told to both directions.
 
-Through the solver, autograd keeps all that the solve did, so that the gradient evaluates nothing.
+Through the solver, autograd keeps all that the solve did, so that the gradient evaluates nothing. torchdiffeq has no
+compiled solve; its users give their field to torch.compile.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torchdiffeq
 
 from ..contract import Problem, Step
@@ -16,18 +18,27 @@ PACKAGES = ()
 
 @dataclass(frozen=True)
 class Way:
-    """Which of torchdiffeq's functions, and the norm of its backward solve; None is its default."""
+    """Which of torchdiffeq's functions, the norm of its backward solve, where None is its default, and the field."""
 
     is_adjoint: bool
     norm: str | None = None
+    is_compiled: bool = False
 
 
 WAYS = {
     "torchdiffeq, through the solver": Way(is_adjoint=False),
+    "torchdiffeq, through the solver, compiled field": Way(is_adjoint=False, is_compiled=True),
     "torchdiffeq, adjoint": Way(is_adjoint=True),
     "torchdiffeq, adjoint, seminorm": Way(is_adjoint=True, norm="seminorm"),
 }
-SMALL = tuple(WAYS)
+SMALL = ("torchdiffeq, through the solver", "torchdiffeq, adjoint", "torchdiffeq, adjoint, seminorm")
+
+
+class CompiledField(CountingField):
+    """The same, compiled by torch: its function alone, as the count would be compiled anew whenever it changes."""
+
+    def __init__(self, function, parameters, constants):
+        super().__init__(torch.compile(function, fullgraph=True, dynamic=False), parameters, constants)
 
 
 def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str) -> Step:
@@ -44,4 +55,4 @@ def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str)
         forward = func.num_evaluations
         return y, lambda: (forward, func.num_evaluations - forward)
 
-    return prepare_step(problem, by_torchdiffeq, dtype, kind=CountingField)
+    return prepare_step(problem, by_torchdiffeq, dtype, kind=CompiledField if way.is_compiled else CountingField)

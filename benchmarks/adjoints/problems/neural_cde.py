@@ -1,7 +1,6 @@
 """A small neural CDE: dz/dt = g(z) dX/dt, for paths that are linear between knots at whole times.
 
-The hidden layer is smooth, so that the reference is exact: the ReLU twin shows what kinks do. All samples have one time
-here, so libraries whose samples step alone cannot solve it.
+The hidden layer is smooth, so that the reference is exact: the ReLU twin shows what kinks do.
 """
 
 import numpy as np
