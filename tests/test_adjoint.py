@@ -38,9 +38,22 @@ def compare_with_torchdiffeq(func, y0, t, **options):
         assert len(our_times) == len(their_times)
         assert ours.y.dtype != F64 or our_times == pytest.approx(their_times, abs=1e-6)
     assert ours.statistics.forward.nfe == theirs.statistics.forward.nfe
-    assert ours.statistics.backward.nfe == theirs.statistics.backward.nfe
+    # The gradient of the first time takes one evaluation of ours, which torchdiffeq integrates.
+    assert ours.statistics.backward.nfe == theirs.statistics.backward.nfe + t.requires_grad
     assert distance(ours.y, theirs.y) < (1e-12 if ours.y.dtype == F64 else 1e-4)
     return theirs, ours
+
+
+def assert_same(gradients, expected, t):
+    """To rounding, but for the first time's: torchdiffeq integrates it, and we take it from the field there."""
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert (gradient is None) == (other is None)
+        if gradient is None:
+            continue
+        if other.shape == t.shape:
+            assert distance(gradient, other) < 1e-4
+            gradient, other = gradient[1:], other[1:]
+        assert distance(gradient, other) < 1e-9
 
 
 @pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)
@@ -50,18 +63,14 @@ def compare_with_torchdiffeq(func, y0, t, **options):
 def test_steps_and_gradients_equal_torchdiffeqs(adjoint, times, needs_time_gradient, func):
     t = times.clone().requires_grad_(needs_time_gradient)
     theirs, ours = compare_with_torchdiffeq(func, random(4, 3), t, rtol=1e-5, atol=1e-7, adjoint=adjoint)
-    for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
-        assert (our_gradient is None) == (their_gradient is None)
-        if our_gradient is not None:
-            assert distance(our_gradient, their_gradient) < 1e-9
+    assert_same(ours.gradients, theirs.gradients, t)
 
 
 @pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)
 def test_steps_and_gradients_equal_torchdiffeqs_for_a_tuple_state(adjoint):
     t = INCREASING.clone().requires_grad_()
     theirs, ours = compare_with_torchdiffeq(Pair(), Pair.start(), t, rtol=1e-5, atol=1e-6, adjoint=adjoint)
-    for our_gradient, their_gradient in zip(ours.gradients, theirs.gradients, strict=True):
-        assert distance(our_gradient, their_gradient) < 1e-9
+    assert_same(ours.gradients, theirs.gradients, t)
 
 
 @pytest.mark.parametrize("adjoint", BACKWARD_SOLVES)

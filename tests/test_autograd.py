@@ -1,5 +1,8 @@
 """A solve within autograd: graphs kept and built, hooks, tensors that change in between, transforms."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from problems import (
@@ -18,7 +21,7 @@ from problems import (
 from torch import nn
 from torch.autograd import forward_ad
 
-from torchadjoint import odeint_adjoint
+from torchadjoint import Discrete, odeint_adjoint
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
@@ -220,3 +223,137 @@ def test_a_batch_of_gradients_at_once_is_refused_in_a_sentence():
     y0 = random(3)
     with pytest.raises(NotImplementedError, match=r"does not take part .* \(without is_grads_batched or vectorize"):
         torch.autograd.functional.jacobian(lambda y0: solve(Network(), y0, T).y[-1], y0, vectorize=True)
+
+
+class Held(nn.Module):
+    """Reads a parameter, a buffer, a plain tensor and a part, by the names that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(random(2, 2))
+        self.register_buffer("scale", random(2, seed=1))
+        self.shift = random(2, seed=2)
+        self.part = nn.Linear(2, 2, dtype=F64)
+
+    def forward(self, t, y):
+        return torch.tanh(self.part(y @ self.weight * self.scale + self.shift))
+
+
+def replace(func, name):
+    torch.manual_seed(7)
+    new = nn.Linear(2, 2, dtype=F64) if name == "part" else 3 * random(*getattr(func, name).shape, seed=3)
+    setattr(func, name, nn.Parameter(new) if name == "weight" else new)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "default", "discrete"])
+@pytest.mark.parametrize("name", ["weight", "scale", "shift", "part"])
+def test_the_backward_pass_reads_what_the_forward_pass_read(adjoint, name):
+    func, y0 = Held(), random(3, 2)
+    held = [*func.parameters()]
+    y = solve(func, y0, T, adjoint=adjoint).y
+    expected = torch.autograd.grad(y.square().sum(), held, retain_graph=True)
+    replace(func, name)
+    now = getattr(func, name)
+    found = torch.autograd.grad(y.square().sum(), held)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert getattr(func, name) is now
+
+
+def test_a_plain_tensor_that_was_changed_in_place_is_an_error():
+    func = Held()
+    y = solve(func, random(3, 2), T).y
+    func.shift += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        backward(y)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_what_was_held_then_and_is_not_there_now_is_gone_again(adjoint):
+    func = Held()
+    y = solve(func, random(3, 2), T, adjoint=adjoint).y
+    del func.shift
+    backward(y)
+    assert "shift" not in vars(func)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_functional_call_differentiates_what_it_was_given(adjoint):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.func = Network()
+
+        def forward(self, y0):
+            return solve(self.func, y0, T, adjoint=adjoint, rtol=1e-9, atol=1e-9).y
+
+    model, y0 = Model(), random(4, 3)
+    given = {name: (1.5 * value.detach()).requires_grad_() for name, value in model.named_parameters()}
+    torch.func.functional_call(model, given, (y0,)).square().sum().backward()
+    other = Model()
+    with torch.no_grad():
+        for own, value in zip(other.parameters(), given.values(), strict=True):
+            own.copy_(value)
+    other(y0).square().sum().backward()
+    for own, value in zip(other.parameters(), given.values(), strict=True):
+        assert torch.allclose(value.grad, own.grad, rtol=1e-7)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_replicas_of_data_parallel_are_differentiated(adjoint):
+    func = Network()
+    replicas = {module: module._replicate_for_data_parallel() for module in func.modules()}
+    for module, replica in replicas.items():
+        for name, part in module._modules.items():
+            setattr(replica, name, replicas[part])
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, parameter * 1)
+    y0 = random(4, 3)
+    backward(solve(func, y0, T, adjoint=adjoint).y)
+    expected = [parameter.grad.clone() for parameter in func.parameters()]
+    func.zero_grad()
+    backward(solve(replicas[func], y0, T, adjoint=adjoint).y)
+    for parameter, gradient in zip(func.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"cannot differentiate a replica of nn\.DataParallel"):
+        solve(replicas[func], y0, T, adjoint="discrete", compile=True)
+
+
+def test_a_parameter_that_is_named_twice_counts_once():
+    func, y0 = Network(), random(4, 3)
+    backward(solve(func, y0, T).y)
+    expected = func.second.weight.grad.clone()
+    func.zero_grad()
+    backward(solve(func, y0, T, adjoint_params=(*func.parameters(), func.second.weight)).y)
+    assert torch.equal(func.second.weight.grad, expected)
+
+
+@pytest.mark.parametrize("adjoint", [Discrete(linearised="solve"), "discrete", "seminorm"])
+def test_what_a_solve_keeps_goes_with_its_backward_pass(adjoint):
+    func = Network()
+    y = solve(func, random(4, 3), T, adjoint=adjoint).y
+    kept = weakref.ref(y.grad_fn.plan.differentiation)
+    y.sum().backward(retain_graph=True)
+    assert kept() is not None
+    backward(y)
+    gc.collect()
+    assert kept() is None
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        backward(y)
+
+
+def test_a_cache_of_parametrizations_is_refused():
+    func = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3, dtype=F64))
+    field = type("Field", (nn.Module,), {"forward": lambda self, t, y: self.linear(y)})()
+    field.linear = func
+    with nn.utils.parametrize.cached():
+        with pytest.raises(ValueError, match=r"Leave out cached\(\) around it"):
+            solve(field, random(4, 3), T)
+        with torch.no_grad():
+            solve(field, random(4, 3), T)
+
+
+def test_a_solution_of_one_time_is_not_y0_itself():
+    y0 = random(3)
+    solve(Network(), y0, T[:1]).y.add_(1)
+    assert torch.equal(y0, random(3))

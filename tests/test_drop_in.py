@@ -263,6 +263,25 @@ def test_a_plain_function_is_differentiated_with_respect_to_what_it_reads():
     assert distance(*found) < 1e-7
 
 
+def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():
+    class Driven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3, dtype=F64)
+
+        def forward(self, t, y):
+            return torch.tanh(self.linear(y) + self.context)
+
+    func, y0, weight = Driven(), random(2, 3), random(3, seed=5).requires_grad_()
+    gradients = []
+    for by in (torchdiffeq.odeint, odeint):
+        func.context = 2 * weight
+        y = by(func, y0, T, rtol=1e-8, atol=1e-9)
+        gradients.append(torch.autograd.grad(y.square().sum(), [weight, *func.parameters()]))
+    for theirs, ours in zip(*gradients, strict=True):
+        assert distance(ours, theirs) < 1e-9
+
+
 def test_a_plain_function_that_reads_another_parameter_later_is_an_error():
     first, later = random(3, seed=1).requires_grad_(), random(3, seed=2).requires_grad_()
     with pytest.raises(ValueError, match="reads a tensor that requires a gradient and that it did not read at the fir"):

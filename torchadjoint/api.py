@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adjoints import Backsolve
 from .captured import capture
@@ -53,7 +53,8 @@ def solve(problem: Problem) -> Solution:
         adjoint_method: how to step backward; `method` if not given.
         adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve, as far
             as the method has them. Its norm is the adjoint's.
-        adjoint_params: the tensors to differentiate with respect to; `func.parameters()` if not given.
+        adjoint_params: the tensors to differentiate with respect to, of which none may be computed from another;
+            `func.parameters()` if not given.
         integrals: how many tensors at the end of a tuple y0 are integrals: func never reads them. Then their adjoints
             are constant, and the backward solve leaves both out of its state and so of its norm. (There func is given
             NaN for them: one that reads them after all ends in a SolverError.)
@@ -82,7 +83,7 @@ def solve(problem: Problem) -> Solution:
     inputs = (problem.y0, problem.t, *problem.parameters)
     is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     if len(problem.times) == 1:
-        solution = problem.y0.unsqueeze(0)
+        solution = problem.y0.unsqueeze(0).clone()
     else:
         solution = DifferentiableSolve.apply(Plan(problem, differentiation, is_differentiated, statistics), *inputs)
     return Solution(problem.split(solution) if problem.is_tuple else solution, statistics)
@@ -103,14 +104,15 @@ def odeint(
 
     Arguments are those of `solve`, with torchdiffeq's `options` in a dict. A `func` that is no nn.Module may read
     tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
-    once more, and every later evaluation checks that there are no others.
+    once more, and every later evaluation checks that there are no others. So may an nn.Module that has some as buffers
+    or plain attributes besides its parameters.
 
     Raises:
         ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.
         SolverError: if the solve cannot go on.
     """
     _refuse_events(event_fn)
-    func, parameters = (func, None) if isinstance(func, nn.Module) else capture(func, y0, t)
+    func, parameters = capture(func, y0, t)
     given = _given(method, options)
     return solve(func, y0, t, rtol=rtol, atol=atol, adjoint="discrete", adjoint_params=parameters, **given).y
 

@@ -1,7 +1,7 @@
 """Checks of what users give, each of which says in one sentence what is wrong: solves and settings use them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, NoReturn
@@ -96,12 +96,12 @@ def state_shapes(y0: Tensor | tuple[Tensor, ...]) -> list[torch.Size]:
 
 
 def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device: torch.device) -> tuple[Tensor, ...]:
-    """Those of the `adjoint_params`, or else of the parameters of `func`, that want a gradient.
+    """Those of the `adjoint_params`, or else of the parameters of `func`, that want a gradient, each once.
 
     Raises:
         ValueError: if one is no dense tensor of real numbers on `device`.
     """
-    candidates = func.parameters() if adjoint_params is None else adjoint_params
+    candidates = (*func.parameters(), *_of_replicas(func)) if adjoint_params is None else adjoint_params
     try:
         candidates = tuple(candidates)
     except TypeError:
@@ -109,7 +109,7 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
     # A single tensor would be taken apart into rows that func does not know.
     if candidates is None or isinstance(adjoint_params, Tensor):
         refuse("adjoint_params", adjoint_params, "a sequence of tensors, such as (weight,)")
-    found = []
+    found = {}
     for candidate in candidates:
         if not isinstance(candidate, Tensor):
             refuse(
@@ -121,8 +121,15 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
             raise ValueError(
                 f"a parameter is {_described(candidate)}, but must be dense and real and on {device}, where y0 is"
             )
-        found.append(candidate)
-    return tuple(found)
+        found[id(candidate)] = candidate
+    return tuple(found.values())
+
+
+def _of_replicas(func: nn.Module) -> Iterator[Tensor]:
+    """What nn.DataParallel makes of parameters: plain attributes of its replicas of a module."""
+    for module in func.modules():
+        if getattr(module, "_is_replica", False):
+            yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
 def output_times(t: Tensor, largest: float, *, name: str = "t") -> list[float]:

@@ -1,4 +1,4 @@
-"""The tensors that a plain function reads and that require a gradient: `odeint` differentiates with respect to them."""
+"""The tensors that a function reads and that require a gradient: `odeint` differentiates with respect to them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,8 +36,16 @@ class _Checked(nn.Module):
             return getattr(self.func, name)
 
 
-def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
-    """The function, checked, and the leaves that an evaluation at the first time reads besides its arguments."""
+def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..., Any], tuple[Tensor, ...] | None]:
+    """The function, checked, and the leaves that an evaluation at the first time reads besides its arguments.
+
+    A module that reads no others than its parameters is returned as it is, with None.
+    """
+    own: tuple[Tensor, ...] = ()
+    if isinstance(func, nn.Module):
+        if not _may_read_others(func):
+            return func, None
+        own = tuple(func.parameters())
     if not callable(func) or not isinstance(t, Tensor) or t.dim() != 1 or len(t) == 0:
         return func, ()  # which the solve refuses
     if not torch.is_grad_enabled() or not all(isinstance(tensor, Tensor) for tensor in _tensors(y0)):
@@ -45,9 +53,21 @@ def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..
     detached = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in _tensors(y0)]
     time = t.detach()[0].to(detached[0]) if detached else t.detach()[0]
     derivative = func(time, tuple(detached) if isinstance(y0, tuple) else detached[0])
-    inputs = {id(tensor) for tensor in detached}
-    known = tuple(leaf for leaf in _leaves(_tensors(derivative)) if id(leaf) not in inputs)
+    inputs = {id(tensor) for tensor in (*detached, *own)}
+    others = tuple(leaf for leaf in _leaves(_tensors(derivative)) if id(leaf) not in inputs)
+    if isinstance(func, nn.Module) and not others:
+        return func, None
+    known = (*own, *others)
     return _Checked(func, known), known
+
+
+def _may_read_others(func: nn.Module) -> bool:
+    """Whether a module has tensors that require a gradient besides its parameters."""
+    return any(
+        isinstance(value, Tensor) and value.requires_grad
+        for module in func.modules()
+        for value in (*vars(module).values(), *module._buffers.values())
+    )
 
 
 def _tensors(state: Any) -> list[Any]:

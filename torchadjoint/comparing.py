@@ -23,6 +23,7 @@ from .api import solve
 from .errors import SolverError
 from .methods import find_method
 from .problem import State
+from .stepping import OF_FIXED_STEPS
 
 REFERENCE = 1e-3
 """How much tighter than the tolerances compared the reference's are."""
@@ -299,7 +300,11 @@ def _reference(func: nn.Module, y0: State, t: Tensor, loss: Callable, options: d
     """The gradient in float64 at tighter tolerances, and how far another way agrees."""
     exact_func = copy.deepcopy(func).double()
     exact_y0 = tuple(tensor.detach().double() for tensor in _tensors(y0))
-    tight = {**options, **{name: options[name] * REFERENCE for name in ("rtol", "atol")}, "method": "dopri5"}
+    tight = {name: value for name, value in options.items() if name not in OF_FIXED_STEPS}
+    for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
+        if tight.get(name) is not None:
+            tight[name] = tight[name] * REFERENCE
+    tight["method"] = "dopri5"
     try:
         expected, other = (
             _gradient(

@@ -97,8 +97,11 @@ class BlockNorm:
 
 
 def consecutive_blocks(sizes: Sequence[int]) -> list[Block]:
-    """A block for each size, one behind the other; with the sizes of a state's tensors, the norm of a forward solve."""
-    return list(pairwise(accumulate(sizes, initial=0)))
+    """A block for each size, one behind the other; with the sizes of a state's tensors, the norm of a forward solve.
+
+    A tensor without entries has none.
+    """
+    return [(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0)) if start < stop]
 
 
 def rms_norm(tensor: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from . import arguments
 from .adjoints.forward import plain_solver
@@ -20,13 +23,13 @@ class Plan:
     differentiation: Differentiation
     is_differentiated: bool
     statistics: SolveStatistics
-    guarded: list[Tensor] = field(init=False)
-    """Tensors that the field may read, besides its parameters: they must not change before the backward pass."""
+    held: list["Held"] = field(init=False)
+    """What the field may read, besides its arguments: the backward pass reads the same."""
     autocast: dict[str, Any] = field(init=False)
     """Arguments of `torch.autocast` that the forward pass ran under; the backward pass evaluates the field likewise."""
 
     def __post_init__(self):
-        self.guarded = self.problem.read_besides(self.problem.parameters)
+        self.held = _held(self.problem.func) if self.is_differentiated else []
         kind = self.problem.y0.device.type
         self.autocast = {
             "device_type": kind,
@@ -35,20 +38,71 @@ class Plan:
         }
 
 
+@dataclass
+class Held:
+    """A tensor or a module that a module holds."""
+
+    holder: dict[str, Any]
+    name: str
+    value: Tensor | nn.Module
+    version: int
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether it has been neither replaced nor changed."""
+        return self.holder.get(self.name) is self.value and _version(self.value) == self.version
+
+
+def _version(value: Tensor | nn.Module) -> int:
+    return value._version if isinstance(value, Tensor) else 0
+
+
+def _held(func: Any) -> list[Held]:
+    """All tensors and modules that the modules of `func` hold as parameters, buffers, parts or plain attributes."""
+    if not isinstance(func, nn.Module):
+        return []
+    return [
+        Held(holder, name, value, _version(value))
+        for module in func.modules()
+        for holder in (vars(module), module._parameters, module._buffers, module._modules)
+        for name, value in holder.items()
+        if isinstance(value, HOLDABLE)
+    ]
+
+
+HOLDABLE = (Tensor, nn.Module)
+ABSENT = object()
+"""What stands where nothing stands now."""
+
+
+@contextlib.contextmanager
+def _as_they_were(held: list[Held]) -> Iterator[None]:
+    """Inside, all these are where they were; what stands there now comes back."""
+    replaced = [(it, it.holder.get(it.name, ABSENT)) for it in held if it.holder.get(it.name) is not it.value]
+    try:
+        for it, _ in replaced:
+            it.holder[it.name] = it.value
+        yield
+    finally:
+        for it, now in replaced:
+            it.holder[it.name] = now
+            if now is ABSENT:
+                del it.holder[it.name]
+
+
 class DifferentiableSolve(torch.autograd.Function):
     """The solution (times, *shape of y0) of a plan, for its y0, t and the parameters of its field."""
 
     @staticmethod
     def forward(ctx, plan: Plan, y0: Tensor, t: Tensor, *parameters: Tensor) -> Tensor:
-        versions = [tensor._version for tensor in plan.guarded]
         solution = _solve(plan, y0)
         ctx.plan = plan
-        # They are saved so that autograd refuses to go on if somebody has changed them in between. What the field
-        # itself changes when it is evaluated, such as a count, may change again.
-        unchanged = [
-            tensor for tensor, version in zip(plan.guarded, versions, strict=True) if tensor._version == version
-        ]
-        ctx.save_for_backward(solution, *parameters, *unchanged)
+        # What the field itself changes when it is evaluated, such as a count, may change again.
+        plan.held = [it for it in plan.held if it.is_as_it_was]
+        # They are saved so that autograd refuses to go on if somebody has changed them in place in between.
+        known = {id(parameter) for parameter in parameters}
+        others = [it.value for it in plan.held if isinstance(it.value, Tensor) and id(it.value) not in known]
+        ctx.save_for_backward(solution, *parameters, *others)
         return solution
 
     @staticmethod
@@ -57,9 +111,12 @@ class DifferentiableSolve(torch.autograd.Function):
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
-        with torch.no_grad(), torch.autocast(**plan.autocast):
+        with torch.no_grad(), torch.autocast(**plan.autocast), _as_they_were(plan.held):
             gradients = differentiation.gradients(solution, solution_gradient)
             parameters = differentiation.field.unflatten(gradients.parameters)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            # As autograd lets go of what it saved, whoever holds the solution.
+            ctx.plan = None
         time_gradient = gradients.t if ctx.needs_input_grad[2] else None
         gradients = (gradients.y0, time_gradient, *parameters)
         if torch.is_grad_enabled():  # create_graph=True
@@ -88,6 +145,11 @@ def _solve(plan: Plan, y0: Tensor) -> Tensor:
     """The states at the output times (times, *shape)."""
     problem, differentiation = plan.problem, plan.differentiation
     if plan.is_differentiated:
+        if parametrize._cache_enabled:
+            raise ValueError(
+                "a solve inside parametrize.cached() would lose gradients: what it evaluates without a graph would be "
+                "kept. Leave out cached() around it"
+            )
         solver = differentiation.begin()
     else:
         solver = plain_solver(problem, plan.statistics, differentiation.field)

@@ -57,6 +57,7 @@ def pose(
     if is_tuple:
         func, y0 = _TupleFunction(func, shapes), torch.cat([component.reshape(-1) for component in y0])
     parameters = arguments.parameters(adjoint_params, func, y0.device)
+    own = [*func.parameters()] if adjoint_params is None else []
     # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
     largest = torch.finfo(y0.dtype).max / 100
     arguments.refuse_transforms([y0, t, *parameters])
@@ -76,6 +77,8 @@ def pose(
         raise ValueError("adjoint_options names a norm: name it by adjoint=Backsolve(norm)")
     like = {"largest": largest, "like": asked_y0}
     compile = arguments.flag("compile", compile, "solve")
+    if compile and len(parameters) > len(own) and adjoint_params is None:
+        raise ValueError(f"compile={compile!r} cannot differentiate a replica of nn.DataParallel: leave compile away")
     if compile and adjoint_params is not None:
         raise ValueError(f"compile={compile!r} needs no adjoint_params: it differentiates all parameters of func")
     _check_integrals(integrals, weigh_integrals, shapes=shapes if is_tuple else [], compile=compile, options=options)
@@ -100,7 +103,7 @@ def pose(
         shapes=shapes,
         is_tuple=is_tuple,
         parameters=parameters,
-        are_all_parameters=adjoint_params is None and all(parameter.requires_grad for parameter in func.parameters()),
+        are_all_parameters=adjoint_params is None and [*map(id, parameters)] == [*map(id, own)],
         adjoint=adjoint,
         forward=forward,
         backward=make_stepping(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import arguments, callbacks
 from .field import Field
@@ -116,13 +116,6 @@ class Problem:
         tensors = tuple(piece.view(shape) for piece, shape in zip(pieces, 2 * self.shapes[: len(sizes)], strict=True))
         half = len(sizes)
         return (tensors[:half], tensors[half:]) if self.is_tuple else tensors
-
-    def read_besides(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """What func reads besides these parameters: its buffers, and parameters that are frozen."""
-        if not isinstance(self.func, nn.Module):
-            return []
-        known = {id(parameter) for parameter in parameters}
-        return [tensor for tensor in (*self.func.parameters(), *self.func.buffers()) if id(tensor) not in known]
 
     def make_grid(self, stepping: Stepping) -> Callable[[Tensor, Sequence[float]], list[float]] | None:
         """The `grid_constructor` as the solver calls it, with the flat state and times; None if there is none."""

@@ -67,7 +67,7 @@ class _Backsolve:
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
         weighs_time = callable(adjoint.norm) or adjoint.norm in WEIGH_TIME
-        self.field = make_field(problem, time_gradient=problem.t.requires_grad or weighs_time)
+        self.field = make_field(problem, time_gradient=weighs_time)
         self.asked_norm = adjoint.norm
         self.last_step: float | None = None
 
@@ -115,9 +115,8 @@ class _Backsolve:
         self.last_step = solver.next_step
 
     def gradients(self, solution: Tensor, solution_gradient: Tensor) -> Gradients:
-        problem, field, statistics = self.problem, self.field, self.statistics.backward
-        times, shape = problem.times, problem.y0.shape
-        half, num_parameters = sum(problem.coupled_sizes), sum(field.parameter_sizes)
+        problem, times, shape = self.problem, self.problem.times, self.problem.y0.shape
+        half, num_parameters = sum(problem.coupled_sizes), sum(self.field.parameter_sizes)
         system = self._system(integrals := self._no_integrals())
         solver = self._solver(system)
         solution, solution_gradient = solution.reshape(len(times), -1), solution_gradient.reshape(len(times), -1)
@@ -127,10 +126,7 @@ class _Backsolve:
         first_step = self.last_step if self.warm_start else problem.backward.first_step
         for index in range(len(times) - 1, 0, -1):
             if time_gradient is not None:
-                slope = torch.empty_like(solution[index])
-                field.evaluate(times[index], solution[index].view(shape), slope.view(shape))
-                statistics.evaluation_times.append(times[index])
-                time_gradient[index] = slope.dot(solution_gradient[index])
+                time_gradient[index] = self._slope(solution, index).dot(solution_gradient[index])
                 integrals[-1] -= time_gradient[index]
             if problem.num_integrals:
                 system.field.integral_adjoint.copy_(integral_adjoint)
@@ -147,12 +143,22 @@ class _Backsolve:
             state = solver.interpolate(end)
             if system.carries_integrals:
                 integrals.copy_(state[2 * half :])
-            adjoint = state[half : 2 * half].add_(solution_gradient[index - 1, :half])
+            adjoint = state[half : 2 * half]
+            if index == 1 and time_gradient is not None:
+                # The integral of df/dt, which the norm may weigh, lacks what the field's jumps add.
+                whole = torch.cat([adjoint, integral_adjoint - solution_gradient[0, half:]])
+                time_gradient[0] = -self._slope(solution, 0).dot(whole)
+            adjoint = adjoint.add_(solution_gradient[index - 1, :half])
             if self.warm_start:
                 first_step = solver.next_step
-        if time_gradient is not None:
-            time_gradient[0] = integrals[-1]
         return Gradients(torch.cat([adjoint, integral_adjoint]).view(shape), integrals[:num_parameters], time_gradient)
+
+    def _slope(self, solution: Tensor, index: int) -> Tensor:
+        """The field (size) at an output time, where the solution (times, size) is."""
+        time, slope = self.problem.times[index], torch.empty_like(solution[index])
+        self.field.evaluate(time, solution[index].view_as(self.problem.y0), slope.view_as(self.problem.y0))
+        self.statistics.backward.evaluation_times.append(time)
+        return slope
 
     def _system(self, integrals: Tensor) -> AdjointSystem:
         field, shape, method = self.field, self.problem.y0.shape, self.problem.backward.method
