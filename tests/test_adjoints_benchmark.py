@@ -308,10 +308,19 @@ def test_compilation_is_no_part_of_the_time_that_a_failure_takes(reference, tmp_
     assert all(it.first_seconds > 0.2 > it.failed_seconds for it in kept.measurements)
 
 
-def test_what_is_given_up_is_slow_and_is_not_tried_again(reference, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_told", [False, True])
+def test_what_is_given_up_is_slow_and_is_not_tried_again(is_told, reference, tmp_path, monkeypatch):
     def prepare(*_, rtol, **__):
-        tried.append(rtol)
-        return lambda: time.sleep(60)
+        def step():
+            tried.append(rtol)
+            try:
+                time.sleep(60)
+            except measuring.TooLong as error:
+                if is_told:
+                    raise ValueError(f"cannot be compiled (TooLong: {error})") from error
+                raise
+
+        return step
 
     tried = []
     monkeypatch.setattr(measuring, "LIMIT", 0.05)

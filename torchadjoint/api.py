@@ -37,9 +37,9 @@ def solve(problem: Problem) -> Solution:
     `_adjoint` behind the name they belong to the backward solve, whose state is the pair of y and its adjoint.
 
     Args:
-        func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`; returns dy/dt of that shape.
-            If it has a method `fused_field(y0)`, that `Field` is evaluated in its place where y0 and all parameters of
-            func are what is differentiated.
+        func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`, which later stages write over;
+            returns dy/dt of that shape. If it has a method `fused_field(y0)`, that `Field` is evaluated in its place
+            where y0 and all parameters of func are what is differentiated.
         y0: the initial state, of dtype float32 or float64: a tensor of any shape, or a tuple of tensors.
         t: the output times, of shape (times,), strictly increasing or decreasing. The first is y0's.
         rtol: relative tolerance: a number, or a tensor that broadcasts to the state, or one of these for each of its

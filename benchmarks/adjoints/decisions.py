@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from .contract import TRAITS, Problem
-from .fronts import CLOSE, TARGETS, Cell, Failures, Standing, library_of, measured_everywhere, scientific, standings
+from .fronts import CLOSE, TARGETS, Cell, Failures, library_of, measured_everywhere, scientific, standings
 
 JAX = ("diffrax",)
 """Libraries for which a field must be written in JAX."""
@@ -61,35 +61,28 @@ def decide(
     ranked = standings(measured, candidates)
     if not ranked:
         return ["Nothing was measured in PyTorch, so there is nothing to decide."]
-    # First of all a way must come to the error; then it should be fast.
-    first, *others = sorted(ranked, key=lambda it: (-it.reach, it.typical))
+    fastest, (surest, *others) = ranked[0], sorted(ranked, key=lambda it: (-it.reach, it.typical))
     parts = {
         f"errors of at most {scientific(target)}": [it for it in measured if it.target == target] for target in TARGETS
     }
     for trait, called in TRAITS.items():
         parts[called] = [cell for cell in measured if trait in problems[cell.problem].traits]
     return [
-        f"**In PyTorch start with `{first.way}`.** It reaches the error in {first.reached} "
-        f"cells, and takes {first.typical:.2f} times the time of the fastest there (geometric mean), with up to "
-        f"{mebibytes(first.way)}."
-        + "".join(f" `{it.way}`: {it.reached}, {it.typical:.2f}, {mebibytes(it.way)}." for it in others[:NUM_OTHERS]),
-        *_on_the_fastest(ranked[0], first),
-        *(_for_part(called, part, candidates, first.way) for called, part in parts.items() if part),
+        f"**The fastest in PyTorch is most often `{fastest.way}`**: it is within {CLOSE:g} times of the fastest in "
+        f"PyTorch in {fastest.num_close} of {_counted(fastest.num_cells, 'cell')}. It reaches the error in "
+        f"{fastest.reached}, and needs up to {mebibytes(fastest.way)}.",
+        f"**The surest in PyTorch is `{surest.way}`**: it reaches the error in {surest.reached}. There it takes "
+        f"{surest.typical:.2f} times the time of the fastest in PyTorch (geometric mean), and up to "
+        f"{mebibytes(surest.way)}."
+        + "".join(
+            f" `{it.way}` reaches {it.reached}, and takes {it.typical:.2f} times, up to {mebibytes(it.way)}."
+            for it in others[:NUM_OTHERS]
+        ),
+        *(_for_part(called, part, candidates, surest.way) for called, part in parts.items() if part),
         *_on_kinds(measured),
         _on_failures(failed),
         *_on_frameworks(measured, ways),
     ]
-
-
-def _on_the_fastest(fastest: Standing, usual: Standing) -> Iterable[str]:
-    """Who is the fastest most often, if it is another."""
-    if fastest.way == usual.way:
-        return
-    price = f", but it reaches the error in {fastest.reached} only" * (fastest.reach < usual.reach)
-    yield (
-        f"**The fastest is most often `{fastest.way}`**: within {CLOSE:g} times of the least time in "
-        f"{fastest.num_close} of {fastest.num_cells} cells{price}."
-    )
 
 
 def _for_part(called: str, part: Sequence[Cell], candidates: Sequence[str], usual: str) -> str:
@@ -101,7 +94,8 @@ def _for_part(called: str, part: Sequence[Cell], candidates: Sequence[str], usua
         return f"{begin} no way in PyTorch reaches the error."
     shown = [ranked[0], *(it for it in ranked[1:] if it.way == usual)]
     told = "; ".join(
-        f"`{it.way}` reaches the error in {it.reached}, within {CLOSE:g} times of the fastest in {it.num_close}"
+        f"`{it.way}` reaches the error in {it.reached}, within {CLOSE:g} times of the fastest in PyTorch in "
+        f"{it.num_close}"
         for it in shown
     )
     return f"{begin}: {told}."
@@ -125,8 +119,9 @@ def _on_kinds(measured: Sequence[Cell]) -> Iterable[str]:
                 f"**Steps or backward solve, in {library}**: `{discrete}` reaches the error in {own} of "
                 f"{_counted(len(seconds), 'cell')}, the best backward solve in {others}. Where both do, the first "
                 f"takes {statistics.median(ratios):.2f} times the time of the second (median; {min(ratios):.2f} to "
-                f"{max(ratios):.2f}; less than 1 / {CLOSE:g} times in {sum(ratio < 1 / CLOSE for ratio in ratios)} of "
-                f"{len(ratios)}, more than {CLOSE:g} times in {sum(ratio > CLOSE for ratio in ratios)})."
+                f"{max(ratios):.2f}). It is faster by more than {CLOSE:g} times in "
+                f"{sum(ratio < 1 / CLOSE for ratio in ratios)} of {len(ratios)}, and slower by as much in "
+                f"{sum(ratio > CLOSE for ratio in ratios)}."
             )
 
 
@@ -147,9 +142,9 @@ def _on_failures(failed: Sequence[Failures]) -> str:
 
     return (
         "**Trust no backward solve of a state that cannot be solved backwards.** At some rtol of "
-        f"{scientific(STRICT)} or tighter all of them fail and `discrete` does not on {listed(all_fail)}; some of them "
-        f"on {listed(some_fail)}. The reverse, that `discrete` fails and some backward solve does not, is seen on "
-        f"{listed(reverse)}."
+        f"{scientific(STRICT)} or tighter all that were tried fail and `discrete` does not on {listed(all_fail)}; some "
+        f"of them on {listed(some_fail)}. The reverse, that `discrete` fails and some backward solve does not, is seen "
+        f"on {listed(reverse)}."
     )
 
 
@@ -167,7 +162,6 @@ def _on_frameworks(measured: Sequence[Cell], ways: Sequence[str]) -> list[str]:
     return [
         f"**If the framework is free to choose**: the best way in PyTorch takes {statistics.median(ratios):.1f} times "
         f"the time of the best in JAX (median; {min(ratios):.2g} to {max(ratios):.2g}), and more than {CLOSE:g} times "
-        f"in {num_behind} of {len(ratios)} cells. JAX compiles all of a gradient step. `compile='solve'` compiles the "
-        "loops over steps, and leaves Python, the guards of torch's compiler and autograd around them: most of the "
-        "time where states are small."
+        f"in {num_behind} of {len(ratios)} cells. JAX compiles all of a gradient step; `compile='solve'` compiles "
+        "the loops over steps, and leaves Python, the guards of torch's compiler and autograd around them."
     ]

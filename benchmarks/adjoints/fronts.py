@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .measuring import is_slow
 from .references import TRUSTED
 from .results import Measurement, Results
 
@@ -98,6 +99,8 @@ class Cell:
     """Of the ways that reach it, by name."""
     measured: frozenset[str]
     """The ways that tried."""
+    stopped: frozenset[str] = frozenset()
+    """Those of them that do not reach it, but were so slow that tighter tolerances were not tried."""
 
     def ratios(self, ways: Iterable[str]) -> dict[str, float]:
         """The time of each of these ways that reaches the error, over the least time of these."""
@@ -107,15 +110,16 @@ class Cell:
 
 def cells(all_results: Iterable[Results]) -> list[Cell]:
     """A cell for each problem and target, where some way reaches it."""
-    by_problem: dict[str, dict[str, list[Point]]] = {}
+    by_problem: dict[str, list[Results]] = {}
     for results in all_results:
-        by_problem.setdefault(results.problem, {})[results.contestant] = curve(results)
+        by_problem.setdefault(results.problem, []).append(results)
     found = []
-    for problem, curves in by_problem.items():
+    for problem, of_problem in by_problem.items():
+        slow = {it.contestant for it in of_problem if any(map(is_slow, it.measurements))}
         for target in TARGETS:
-            seconds = {name: seconds_for(points, target) for name, points in curves.items()}
-            reached = {name: time for name, time in seconds.items() if time is not None}
-            found.append(Cell(problem, target, reached, frozenset(curves)))
+            seconds = {it.contestant: seconds_for(curve(it), target) for it in of_problem}
+            reached = {way: time for way, time in seconds.items() if time is not None}
+            found.append(Cell(problem, target, reached, frozenset(seconds), frozenset(slow - reached.keys())))
     return [cell for cell in found if cell.seconds]
 
 
@@ -132,6 +136,8 @@ class Standing:
     num_cells: int
     """In how many it was measured."""
     num_reached: int
+    num_stopped: int
+    """In how many more it was too slow to be tried to the end."""
     num_close: int
     """In how many it takes at most `CLOSE` times the least time."""
     typical: float
@@ -145,7 +151,8 @@ class Standing:
     @property
     def reached(self) -> str:
         """The same in words."""
-        return f"{self.num_reached} of {self.num_cells}"
+        stopped = f" ({self.num_stopped} cut)" if self.num_stopped else ""
+        return f"{self.num_reached} of {self.num_cells}{stopped}"
 
 
 def standings(some: Sequence[Cell], ways: Sequence[str]) -> list[Standing]:
@@ -156,8 +163,12 @@ def standings(some: Sequence[Cell], ways: Sequence[str]) -> list[Standing]:
         own = [ratio[way] for ratio in ratios if way in ratio]
         if own:
             typical = math.exp(sum(map(math.log, own)) / len(own))
-            num_cells = sum(way in cell.measured for cell in some)
-            found.append(Standing(way, num_cells, len(own), sum(ratio <= CLOSE for ratio in own), typical))
+            num_cells, num_stopped = (
+                sum(way in ways for ways in of_cells)
+                for of_cells in ([cell.measured for cell in some], [cell.stopped for cell in some])
+            )
+            num_close = sum(ratio <= CLOSE for ratio in own)
+            found.append(Standing(way, num_cells, len(own), num_stopped, num_close, typical))
     return sorted(
         found, key=lambda standing: (-standing.num_close / standing.num_cells, -standing.reach, standing.typical)
     )
@@ -165,7 +176,7 @@ def standings(some: Sequence[Cell], ways: Sequence[str]) -> list[Standing]:
 
 @dataclass(frozen=True)
 class Failures:
-    """Who fails at one problem and tolerance."""
+    """Who of those that were tried fails at one problem and tolerance."""
 
     problem: str
     rtol: float
@@ -176,10 +187,7 @@ class Failures:
 
 
 def failures(all_results: Iterable[Results], discrete: str = "ours, discrete") -> list[Failures]:
-    """Who fails, wherever `discrete` and some backward solve were measured.
-
-    What failed at a larger tolerance and was not tried again counts as failed.
-    """
+    """Who fails, wherever `discrete` and some backward solve were measured."""
     all_results = list(all_results)
     found = []
     for problem, rtol in sorted({(it.problem, m.rtol) for it in all_results for m in it.measurements}):
@@ -193,7 +201,4 @@ def failures(all_results: Iterable[Results], discrete: str = "ours, discrete") -
 def _has_failed(results: Results, rtol: float) -> bool | None:
     """None if nobody knows."""
     measurement = results.at(rtol)
-    if measurement is not None:
-        return bool(measurement.failure) or measurement.error >= WRONG
-    is_vain = any(looser.failure for looser in results.measurements if looser.rtol > rtol)
-    return True if is_vain else None
+    return None if measurement is None else bool(measurement.failure) or measurement.error >= WRONG

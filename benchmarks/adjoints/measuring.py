@@ -80,7 +80,7 @@ def _warm_up(trial: Trial, problem: Problem, reference: Reference, dtype: str) -
     except Exception as error:
         measurement.failure = _first_line(error)
         measurement.first_seconds = time.perf_counter() - started
-        if trial.step is not None and not isinstance(error, TooLong):
+        if trial.step is not None and TooLong.__name__ not in measurement.failure:
             measurement.failed_seconds = _seconds_to_fail(trial.step)
         return
     trial.is_long = taken > LONG
@@ -120,9 +120,10 @@ def is_too_long(measurement: Measurement) -> bool:
 
 def is_slow(measurement: Measurement) -> bool:
     """Whether it shows a way that is too slow, not one that fails."""
-    return measurement.failure.startswith(TooLong.__name__) or (
-        not measurement.failure and measurement.median > TOO_LONG
-    )
+    if measurement.failure:
+        # Maybe within the message of who was interrupted.
+        return TooLong.__name__ in measurement.failure
+    return measurement.median > TOO_LONG
 
 
 class TooLong(Exception):

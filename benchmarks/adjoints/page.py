@@ -4,7 +4,9 @@ Here is what the page says; how is in `page.md.jinja`.
 """
 
 import math
+import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,11 @@ class Gathered:
         """How far the two ways agree on the reference."""
         return max(results.agreement for results in self.results[problem].values())
 
+    def spread(self) -> float:
+        """The largest time of a step over the smallest, among its rounds: the median over all measurements."""
+        rounds = [it.seconds for results in self.all for it in results.measurements if len(it.seconds) > 1]
+        return statistics.median([max(seconds) / min(seconds) for seconds in rounds])
+
     def decisions(self) -> list[str]:
         """What they say to take."""
         return decide(self.cells, self.ways, self.problems, self.failures, memory=self.memory)
@@ -124,6 +131,7 @@ def make_page(all_results: Sequence[Results]) -> str:
         float32=_in_float32(Gathered(all_results, "float32"), gathered),
         problems=[_problem(gathered, name) for name in gathered.problems],
         close=f"{CLOSE:g}",
+        spread=f"{gathered.spread():.2f}",
         wrong=f"{WRONG:.0%}".replace("%", " %"),
         trusted=references.TRUSTED,
         least=scientific(diagrams.LEAST),
@@ -134,6 +142,7 @@ def make_page(all_results: Sequence[Results]) -> str:
         long=f"{measuring.LONG:g}",
         too_long=f"{measuring.TOO_LONG:g}",
         vain=f"{measuring.VAIN:g}",
+        limit=f"{measuring.LIMIT:g}",
     )
 
 
@@ -231,12 +240,14 @@ def _in_float32(single: Gathered, double: Gathered) -> str:
     """The time of the fastest way in float32 and in float64, by framework; empty without results in float32."""
     rows = []
     for name, problem in single.problems.items():
+        # Those that were measured in both.
+        ways = [way for way in single.curves(name) if way in double.curves(name)]
         for target in TARGETS:
             row = {"problem": problem.title, "error": scientific(target)}
             for framework, choose in (("PyTorch", in_pytorch), ("JAX", in_jax)):
                 for gathered in (single, double):
                     curves = gathered.curves(name)
-                    times = (seconds_for(curves[way], target) for way in choose(curves))
+                    times = (seconds_for(curves[way], target) for way in choose(ways))
                     least = min((seconds for seconds in times if seconds is not None), default=None)
                     row[f"{framework}, {gathered.dtype}"] = "" if least is None else _milliseconds(least)
             rows.append(row)
@@ -270,10 +281,18 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
         "reference": reference,
         "agreement": scientific(gathered.agreement(name)),
         "machines": _machines(of_problem.values()),
+        "apart": "; ".join(_measured_apart(of_problem)),
         "absent": "; ".join(way for way in gathered.ways if way not in of_problem),
         "failed": "; ".join(_without_gradient(of_problem)),
         "front": _table(rows) if rows else "No way has an error below the limit.",
     }
+
+
+def _measured_apart(of_problem: Mapping[str, Results]) -> Iterable[str]:
+    """The ways that did not take turns with most others."""
+    starts = {way: {session.started for session in results.sessions} for way, results in of_problem.items()}
+    everyones = Counter(started for of_way in starts.values() for started in of_way).most_common(1)
+    return [way for way, of_way in starts.items() if of_way - {started for started, _ in everyones}]
 
 
 def _without_gradient(of_problem: Mapping[str, Results]) -> Iterable[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import files
-from common.records import Record, plain, read_as
+from common.records import OPTIONAL, Record, plain, read_as
 
 COMMITTED = Path(__file__).parents[2] / "reference" / "adjoints"
 """The measurements that the page is made from."""
@@ -46,8 +46,8 @@ class Measurement(Record):
     """How far the process's resident memory rose during one step."""
     first_seconds: float | None = None
     """What the first step took by the clock, compilation included, or how long it was until it failed."""
-    failed_seconds: float | None = None
-    """CPU seconds of a step that failed, compilation apart; None if it did not come so far."""
+    failed_seconds: float | None = field(default=None, metadata=OPTIONAL)
+    """CPU seconds of a step that failed, compilation apart; None if it did not come so far, or was not measured."""
     seconds: list[float] = field(default_factory=list)
     """CPU seconds of a step, for each round."""
 
