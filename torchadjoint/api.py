@@ -37,7 +37,7 @@ def solve(problem: Problem) -> Solution:
     `_adjoint` behind the name they belong to the backward solve, whose state is the pair of y and its adjoint.
 
     Args:
-        func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`, which later stages write over;
+        func: called with `t`, a tensor without dimensions, and `y`, of the shape of `y0`, which later stages overwrite;
             returns dy/dt of that shape. If it has a method `fused_field(y0)`, that `Field` is evaluated in its place
             where y0 and all parameters of func are what is differentiated.
         y0: the initial state, of dtype float32 or float64: a tensor of any shape, or a tuple of tensors.

@@ -61,16 +61,21 @@ def _held(func: Any) -> list[Held]:
     """All tensors and modules that the modules of `func` hold as parameters, buffers, parts or plain attributes."""
     if not isinstance(func, nn.Module):
         return []
-    return [
-        Held(holder, name, value, _version(value))
-        for module in func.modules()
-        for holder in (vars(module), module._parameters, module._buffers, module._modules)
-        for name, value in holder.items()
-        if isinstance(value, HOLDABLE)
-    ]
+    held = []
+    for module in func.modules():
+        attributes = vars(module)
+        held += [
+            Held(attributes, name, attributes[name], attributes[name]._version)
+            for name in attributes.keys() - EVERY_MODULES
+            if isinstance(attributes[name], Tensor)
+        ]
+        for holder in (module._parameters, module._buffers, module._modules):
+            held += [Held(holder, name, value, _version(value)) for name, value in holder.items() if value is not None]
+    return held
 
 
-HOLDABLE = (Tensor, nn.Module)
+EVERY_MODULES = frozenset(vars(nn.Module()))
+"""Attributes that every module has, none of which is a tensor."""
 ABSENT = object()
 """What stands where nothing stands now."""
 
