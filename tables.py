@@ -6,6 +6,7 @@ if __name__ == "__main__":
     command_line.guard_imports()
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ class Selection:
     """Folder of the results files."""
 
     def __post_init__(self):
+        # As a run does with its own: a shell leaves the ~ of --results-dir=~/folder.
+        object.__setattr__(self, "results_dir", os.path.expanduser(self.results_dir))
         for name in ("seeds", "jobs"):
             number = getattr(self, name, None)
             if number is not None and number < 1:

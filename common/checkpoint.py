@@ -102,7 +102,8 @@ class Checkpoint:
         ]
         if differences:
             raise ValueError(
-                f"the unfinished run in {self.path} is another one, so it cannot be resumed: {'; '.join(differences)}"
+                f"the unfinished run in {self.path} is another one, so it cannot be resumed: {'; '.join(differences)}: "
+                f"{START_ANEW}"
             )
         with self._foreign_content_named():
             state.load_state_dict(stored["state"])

@@ -176,7 +176,8 @@ def save(results: Results, directory: Path) -> Path:
     if results.status != "completed":
         return place(content, None, directory)
     weights = io.BytesIO()
-    torch.save(results.model.state_dict(), weights)
+    # From the CPU, so that a machine without this GPU can load them.
+    torch.save({name: tensor.cpu() for name, tensor in results.model.state_dict().items()}, weights)
     return place(content, weights.getbuffer(), directory)
 
 

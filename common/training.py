@@ -28,8 +28,8 @@ from .results import Epoch, HistoryEntry, Metrics, Results, make_directory, save
 
 CHECKPOINT_SECONDS = 300.0
 """How long an epoch trains on at most before it writes a checkpoint; each epoch writes one at its end too."""
-FREE_TO_DIFFER = ("device", "save", "results_dir", "resume")
-"""The settings that may be others when a run is resumed."""
+FREE_TO_DIFFER = ("device", "save", "results_dir", "resume", "data_root")
+"""The settings that may be others when a run is resumed; what data there are is told by the digest of their split."""
 PARTS = ("train", "val", "test")
 IMPROVEMENT = 1.0001
 """The factor by which the train loss must fall to end a plateau."""
@@ -70,6 +70,8 @@ def train(
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
+        # Convolutions would be rounded to 10 bits, which the solver would take for errors of its steps.
+        torch.backends.cudnn.allow_tf32 = False
     results = Results(
         baseline_memory=torch.cuda.memory_allocated(device) if on_gpu else None,
         start_time=time.time(),
@@ -147,8 +149,9 @@ class _Trainer:
         with Progress(done, self._num_batches_until(self.config.max_epochs) + at_the_end) as self.progress:
             self._learn()
             self.progress.measuring(at_the_end)
-            metrics = [self._measure(part, "the last measurement", backward=part == "test") for part in PARTS]
-            self.results.train_metrics, self.results.val_metrics, self.results.test_metrics = metrics
+            for part in PARTS:
+                metrics = self._measure(part, "the last measurement", backward=part == "test")
+                setattr(self.results, f"{part}_metrics", metrics)
 
     def _num_batches_until(self, epoch: int) -> int:
         """How many batches the passes up to this epoch have, its measurement included."""
@@ -196,7 +199,8 @@ class _Trainer:
         state.scheduler.step(metrics.loss)
         if metrics.loss < state.best_loss:
             state.best_loss, state.best_state = metrics.loss, copy.deepcopy(self.model.state_dict())
-        if metrics.loss * IMPROVEMENT < state.plateau_loss:
+        # A negative log-likelihood may be below 0.
+        if metrics.loss + (IMPROVEMENT - 1) * abs(metrics.loss) < state.plateau_loss:
             state.plateau_loss, state.plateau_start = metrics.loss, state.epoch
 
     def _measure(self, part: str, where: str, *, backward: bool = False) -> Metrics:

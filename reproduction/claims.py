@@ -15,6 +15,10 @@ from .summary import CONFIDENCE
 
 Verdict = Literal["confirmed", "not confirmed", "refuted", "not testable here"]
 PAPER, MEMORY, OURS = "the paper", "the paper, from memory, not checked against the paper", "ours"
+ELSEWHERE = "the paper's claim, tried elsewhere"
+"""On data or a model of which the paper does not say it."""
+NARROW = 0.05
+"""How far an interval may reach from a number that it is to confirm."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,17 @@ class Within:
 
 @dataclass(frozen=True)
 class Holds:
-    """Confirmed if the interval holds the paper's number. Runs as small as ours never refute it."""
+    """Confirmed if the interval holds the paper's number and reaches no farther than five points from its own middle.
+
+    Runs as small as ours never refute it.
+    """
 
     number: float
 
     def judge(self, finding: Finding) -> Verdict:
         """What the finding says."""
-        return "confirmed" if finding.low <= self.number <= finding.high else "not confirmed"
+        is_narrow = finding.high - finding.low <= 2 * NARROW
+        return "confirmed" if is_narrow and finding.low <= self.number <= finding.high else "not confirmed"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ class Claim:
     """A sentence, where it is from, the number that it is about, and the rule."""
 
     text: str
-    source: Literal["the paper", "the paper, from memory, not checked against the paper", "ours"]
+    source: str
+    """One of the four above."""
     what: str
     """What the number is."""
     find: Callable[[Evidence], Finding | None]
@@ -140,7 +149,7 @@ files, and changes when they change. Both are named with each claim below.
 Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. *Not confirmed*: the
 interval leaves it open, or there is one run and so no interval. *Not testable here*: runs or measurements are missing,
 and as soon as they are there the claim is judged. The runs are smaller than the paper's; how large they are stands with
-each claim.
+each claim. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by chance: a single verdict is no proof.
 """
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from .claims import MEMORY, OURS, PAPER, Above, Claim, Within, percent, points, signed
+from .claims import ELSEWHERE, MEMORY, OURS, Above, Claim, Within, percent, points, signed
 from .evidence import Evidence, Finding, Way, backward_nfe, bits_per_dim, comparison, interval, nll
 from .experiments import FLOW
 
@@ -30,7 +30,7 @@ def claims_of_flows() -> Iterator[Claim]:
         default, seminorm = way(norm="default"), way(norm="seminorm")
         unweighed = way(norm="seminorm", integrals="unweighed")
         for text, source, mine, theirs in (
-            ("The seminorm saves backward evaluations", PAPER, seminorm, default),
+            ("The seminorm saves backward evaluations", ELSEWHERE, seminorm, default),
             ("`discrete` saves backward evaluations", OURS, way(norm="discrete"), default),
             ("The seminorm with integrals unweighed saves backward evaluations", OURS, unweighed, default),
             ("It saves some of those of the seminorm alone", OURS, unweighed, seminorm),
@@ -46,7 +46,7 @@ def claims_of_flows() -> Iterator[Claim]:
             )
         unit, likelihood = MEASURES[FLOW.metric({"data": data})]
         for text, source, mine in (
-            ("the seminorm", PAPER, seminorm),
+            ("the seminorm", ELSEWHERE, seminorm),
             ("the seminorm with integrals unweighed", OURS, unweighed),
         ):
             yield Claim(

@@ -62,18 +62,58 @@ class Curve:
 
     def __init__(self, quantity: Sequence[float], nfe: Sequence[float]):
         self._fit = IsotonicRegression(out_of_bounds="clip").fit(numpy.log(quantity), numpy.log(nfe))
-        self.spread = float(numpy.exp(numpy.std(numpy.log(nfe) - self._fit.predict(numpy.log(quantity)))) - 1)
+        self.spread = _share(self.distances(quantity, nfe))
         """The standard deviation of the points about the curve, as a share."""
+
+    def distances(self, quantity: Sequence[float], nfe: Sequence[float]) -> numpy.ndarray:
+        """How far points lie from the curve, in the logarithm."""
+        return numpy.log(nfe) - self._fit.predict(numpy.log(quantity))
 
     def __call__(self, quantity: Sequence[float] | float) -> numpy.ndarray:
         return numpy.exp(self._fit.predict(numpy.log(numpy.atleast_1d(quantity))))
+
+
+def _share(distances: numpy.ndarray) -> float:
+    return float(numpy.exp(numpy.std(distances)) - 1)
 
 
 def spreads(cases: Sequence[Case], norm: str) -> dict[str, float]:
     """How far the points lie from one curve, for each quantity; under the name `nothing`, how far from a constant."""
     found = {name: Curve(*points(cases, norm, name)).spread for name in QUANTITIES}
     _, nfe = points(cases, norm, "loss scale")
-    return {"nothing": float(numpy.exp(numpy.std(numpy.log(nfe))) - 1), **found}
+    return {"nothing": _share(numpy.log(nfe)), **found}
+
+
+def spread_left_out(cases: Sequence[Case], norm: str, quantity: str) -> float:
+    """As that about one curve, but each case is judged by the curve through the others."""
+    distances = []
+    for number, case in enumerate(cases):
+        others = [*cases[:number], *cases[number + 1 :]]
+        distances.append(Curve(*points(others, norm, quantity)).distances(*points([case], norm, quantity)))
+    return _share(numpy.concatenate(distances))
+
+
+def spreads_within_settings(
+    cases: Sequence[Case], norm: str, quantity: str, *, least: float
+) -> tuple[int, float, float]:
+    """How far cases differ at one loss scale and atol, and how far they lie from one curve there.
+
+    The NFE are over their geometric mean at each setting, so that a quantity that is constant in a case can matter.
+    Settings count at which the cases differ by `least` or more; their number comes first, then both spreads.
+    """
+    settings = [(row["loss_scale"], row["atol"]) for case in cases for row in case["rows"] if row["norm"] == norm]
+    values, nfe = points(cases, norm, quantity)
+    logarithms, chosen = numpy.log(nfe), []
+    for setting in set(settings):
+        same = [number for number, other in enumerate(settings) if other == setting]
+        logarithms[same] -= logarithms[same].mean()
+        if _share(logarithms[same]) >= least:
+            chosen.append(same)
+    if not chosen:
+        return 0, 0.0, 0.0
+    rows = numpy.concatenate(chosen)
+    about = Curve(values[rows], numpy.exp(logarithms[rows])).spread
+    return len(chosen), _share(logarithms[rows]), about
 
 
 def saving(default_nfe: float, seminorm_nfe: float) -> float:
@@ -106,15 +146,10 @@ def measured_savings(case: Case) -> dict[tuple[float, float], float]:
     }
 
 
-def between(cases: Sequence[Case], *, rtol: float = 1.0) -> tuple[list[float], list[float]]:
-    """What the seminorm saves where atol lies between rtol times the RMS of a_z and that of a_theta, and elsewhere.
-
-    With an `rtol` of 1 between the sizes themselves; with the solve's, between the parts of them that rtol allows.
-    """
+def between(case: Case) -> tuple[list[float], list[float]]:
+    """What the seminorm saves where atol lies between the RMS of a_z and that of a_theta, and elsewhere."""
+    a_z, a_theta = (case["sizes"][name] for name in ("a_z_rms_largest", "a_theta_rms_last"))
     inside, outside = [], []
-    for case in cases:
-        for (loss_scale, atol), share in measured_savings(case).items():
-            a_z, a_theta = (case["sizes"][name] for name in ("a_z_rms_largest", "a_theta_rms_last"))
-            is_between = loss_scale * rtol * a_z < atol < loss_scale * rtol * a_theta
-            (inside if is_between else outside).append(share)
+    for (loss_scale, atol), share in measured_savings(case).items():
+        (inside if loss_scale * a_z < atol < loss_scale * a_theta else outside).append(share)
     return inside, outside

@@ -58,7 +58,7 @@ def trained_run(results_dir: str, experiment: str, group: str | None = None) -> 
 def trained_model(experiment: str, config: TrainingConfig, weights: Path) -> nn.Module:
     """The model of these settings with the weights of this file."""
     model = importlib.import_module(experiment).build(config)
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     # As in a measurement: what is drawn at random is the same every time.
     return model.eval()
 

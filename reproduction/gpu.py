@@ -90,7 +90,9 @@ def gradient_steps(experiment: str, config, num_rounds: int) -> list[dict[str, s
         config: its settings, of which the batch size, the device and those of the data count.
         num_rounds: how often every way takes its turn.
     """
-    model = importlib.import_module(experiment).build(config).to(config.device)
+    torch.backends.cudnn.allow_tf32 = False  # as in a training
+    # As it is measured: what a flow draws at random is the same for every way.
+    model = importlib.import_module(experiment).build(config).to(config.device).eval()
     data = load_data(experiment, config).train
     chosen = torch.arange(config.batch_size) % data.dataset_size
     batch = tuple(tensor[chosen].to(config.device) for tensor in data.tensors)

@@ -27,7 +27,8 @@ def finding(low, high, value=None):
         (Above(0.1), (0.2, 0.3), (-0.3, 0.05), (0.0, 0.2)),
         (Below(1.0), (0.2, 0.9), (1.1, 1.2), (0.9, 1.1)),
         (Within(0.02), (-0.01, 0.015), (0.03, 0.04), (-0.01, 0.05)),
-        (Holds(0.4), (0.3, 0.5), None, (0.5, 0.6)),
+        (Holds(0.4), (0.36, 0.44), None, (0.5, 0.6)),
+        (Holds(0.4), (0.39, 0.48), None, (0.3, 0.5)),
     ],
 )
 def test_a_rule_looks_at_the_whole_interval(rule, confirmed, refuted, open_ends):

@@ -115,6 +115,31 @@ def test_what_falls_on_one_curve_is_seen_to():
             assert found[name] > 5 * found[collapse.CHOSEN[norm]]
 
 
+def test_a_case_is_judged_by_the_curve_of_the_others():
+    cases = [lawful(size) for size in (1e-6, 1e-5, 1e-4, 1e-3)]
+    about = collapse.spreads(cases, "default")["RMS(a_theta) / atol"]
+    left_out = collapse.spread_left_out(cases, "default", "RMS(a_theta) / atol")
+    assert about < left_out < 0.2 * collapse.spreads(cases, "default")["nothing"]
+    lawless = [*cases, lawful(1e-4, exponent=0.6)]
+    assert collapse.spread_left_out(lawless, "default", "RMS(a_theta) / atol") > 5 * left_out
+
+
+def test_what_is_constant_in_a_case_can_matter_within_settings():
+    sizes = (1e-6, 1e-5, 1e-4, 1e-3)
+    cases = [lawful(size) | {"num_parameters": number} for number, size in enumerate(sizes, start=1)]
+    assert (
+        collapse.spreads(cases, "default")["parameters / state"] > 0.5 * collapse.spreads(cases, "default")["nothing"]
+    )
+    number, nothing, about = collapse.spreads_within_settings(cases, "default", "parameters / state", least=0.1)
+    assert 0 < number < 10
+    assert about < 0.5 * nothing
+    # The other way round it grows with smaller sizes, which no curve that rises can follow.
+    turned = [case | {"num_parameters": 1 / case["num_parameters"]} for case in cases]
+    _, nothing, about = collapse.spreads_within_settings(turned, "default", "parameters / state", least=0.1)
+    assert about == pytest.approx(nothing)
+    assert collapse.spreads_within_settings(cases[:1], "default", "parameters / state", least=0.1)[0] == 0
+
+
 def test_a_saving_is_predicted_from_sizes_alone():
     cases = [lawful(size) for size in (1e-6, 1e-5, 1e-3)]
     setting = {"loss_scale": 30.0, "atol": 1e-5}
@@ -128,12 +153,9 @@ def test_a_saving_is_predicted_from_sizes_alone():
 
 
 def test_where_atol_lies_between_is_by_the_sizes_of_the_case():
-    inside, outside = collapse.between([lawful(2e-3)])
+    inside, outside = collapse.between(lawful(2e-3))
     # a_theta is 2. At atol 1e-6 it is between for factors from 5e-7 to 5e-4, at 1e-3 from 5e-4 to 0.5: one of each.
     assert (len(inside), len(outside)) == (2, 8)
-    # Of the tolerances that an rtol of 1e-2 gives: from 5e-5 to 5e-2, and from 0.05 to 50.
-    inside, outside = collapse.between([lawful(2e-3)], rtol=1e-2)
-    assert (len(inside), len(outside)) == (3, 7)
 
 
 def test_further_settings_are_none_of_the_grid():

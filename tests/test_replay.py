@@ -46,7 +46,7 @@ def tapes(monkeypatch):
     """The tapes made while work on the CPU is recorded as that on a GPU is."""
     made = []
 
-    def record(function):
+    def record(function, device):
         function()
         with Tape() as tape:
             output = function()

@@ -203,3 +203,8 @@ def test_the_tables_of_runs_on_other_machines_have_their_results(monkeypatch, ca
     assert not command(monkeypatch, "run", *QUICK, "--engine", "ray", "--results-dir", tmp_path)
     assert "31,415" in capsys.readouterr().out
     assert not small_data
+
+
+def test_a_home_folder_is_one_for_the_sweep_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tables.Plan(preset="quick", results_dir="~/results").results_dir == str(tmp_path / "results")

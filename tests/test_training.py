@@ -263,6 +263,12 @@ def test_the_train_loss_alone_steers_the_learning_rate_and_the_end(tmp_path, fal
     assert results.epochs[-1].learning_rate == pytest.approx(learning_rate)
 
 
+def test_a_negative_loss_that_does_not_fall_is_a_plateau(tmp_path):
+    config = make_config(tmp_path, max_epochs=20, metric_interval=1, plateau_epochs=6)
+    results = run(config, loss_function=lambda prediction, labels: -constant_loss(prediction, labels))
+    assert len(results.epochs) == 8
+
+
 @pytest.mark.parametrize(("factor", "num_epochs"), [(1.000005, 8), (1.00005, 12)])
 def test_a_loss_that_hardly_falls_is_a_plateau(tmp_path, factor, num_epochs):
     """What counts is a fall to less than 1 / 1.0001 of what the loss was when the plateau began."""

@@ -1,16 +1,15 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from . import arguments
 from .adjoints.forward import plain_solver
+from .held import Held, as_they_were, held_by
 from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
 
@@ -23,76 +22,19 @@ class Plan:
     differentiation: Differentiation
     is_differentiated: bool
     statistics: SolveStatistics
-    held: list["Held"] = field(init=False)
+    held: list[Held] = field(init=False)
     """What the field may read, besides its arguments: the backward pass reads the same."""
     autocast: dict[str, Any] = field(init=False)
     """Arguments of `torch.autocast` that the forward pass ran under; the backward pass evaluates the field likewise."""
 
     def __post_init__(self):
-        self.held = _held(self.problem.func) if self.is_differentiated else []
+        self.held = held_by(self.problem.func) if self.is_differentiated else []
         kind = self.problem.y0.device.type
         self.autocast = {
             "device_type": kind,
             "dtype": torch.get_autocast_dtype(kind),
             "enabled": torch.is_autocast_enabled(kind),
         }
-
-
-@dataclass
-class Held:
-    """A tensor or a module that a module holds."""
-
-    holder: dict[str, Any]
-    name: str
-    value: Tensor | nn.Module
-    version: int
-
-    @property
-    def is_as_it_was(self) -> bool:
-        """Whether it has been neither replaced nor changed."""
-        return self.holder.get(self.name) is self.value and _version(self.value) == self.version
-
-
-def _version(value: Tensor | nn.Module) -> int:
-    return value._version if isinstance(value, Tensor) else 0
-
-
-def _held(func: Any) -> list[Held]:
-    """All tensors and modules that the modules of `func` hold as parameters, buffers, parts or plain attributes."""
-    if not isinstance(func, nn.Module):
-        return []
-    held = []
-    for module in func.modules():
-        attributes = vars(module)
-        held += [
-            Held(attributes, name, attributes[name], attributes[name]._version)
-            for name in attributes.keys() - EVERY_MODULES
-            if isinstance(attributes[name], Tensor)
-        ]
-        for holder in (module._parameters, module._buffers, module._modules):
-            held += [Held(holder, name, value, _version(value)) for name, value in holder.items() if value is not None]
-    return held
-
-
-EVERY_MODULES = frozenset(vars(nn.Module()))
-"""Attributes that every module has, none of which is a tensor."""
-ABSENT = object()
-"""What stands where nothing stands now."""
-
-
-@contextlib.contextmanager
-def _as_they_were(held: list[Held]) -> Iterator[None]:
-    """Inside, all these are where they were; what stands there now comes back."""
-    replaced = [(it, it.holder.get(it.name, ABSENT)) for it in held if it.holder.get(it.name) is not it.value]
-    try:
-        for it, _ in replaced:
-            it.holder[it.name] = it.value
-        yield
-    finally:
-        for it, now in replaced:
-            it.holder[it.name] = now
-            if now is ABSENT:
-                del it.holder[it.name]
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -116,7 +58,7 @@ class DifferentiableSolve(torch.autograd.Function):
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
-        with torch.no_grad(), torch.autocast(**plan.autocast), _as_they_were(plan.held):
+        with torch.no_grad(), torch.autocast(**plan.autocast), as_they_were(plan.held):
             gradients = differentiation.gradients(solution, solution_gradient)
             parameters = differentiation.field.unflatten(gradients.parameters)
         if not torch._C._autograd._get_current_graph_task_keep_graph():

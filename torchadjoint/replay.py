@@ -27,6 +27,7 @@ class Replay:
     """
 
     def __init__(self, *, device: torch.device, is_static: bool):
+        self.device = device
         self.is_recordable = is_static and can_record(device)
         if can_record(device) and not is_static:
             _say_once(
@@ -47,7 +48,7 @@ class Replay:
         if not self.is_recordable or self.num_calls <= NUM_EAGER_CALLS:
             return function()
         try:
-            self.graph, self.output = record(function)
+            self.graph, self.output = record(function, self.device)
         except RuntimeError as error:
             self.is_recordable = False
             _say_once(
@@ -63,17 +64,18 @@ def can_record(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def record(function: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
-    """The CUDA graph of a call of `function`, and where it will put its output.
+def record(function: Callable[[], Tensor | None], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
+    """The CUDA graph of a call of `function`, which works on `device`, and where it will put its output.
 
     Raises:
         RuntimeError: if the function does what a graph cannot hold, such as waiting for the device.
     """
-    current = torch.cuda.current_stream()
+    current = torch.cuda.current_stream(device)
     stream = _recording_stream(current.device)
     stream.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
+    # The device becomes the current one: a graph of another would hold nothing, and say so in a warning alone.
+    with torch.cuda.device(device), torch.cuda.stream(stream):
         # Libraries allocate their workspaces when they first work on a stream, which must not happen in the graph.
         function()
         # Only what this thread does must be recordable: others may go on, such as one that loads data.
