@@ -28,8 +28,8 @@ from .results import Epoch, HistoryEntry, Metrics, Results, make_directory, save
 
 CHECKPOINT_SECONDS = 300.0
 """How long an epoch trains on at most before it writes a checkpoint; each epoch writes one at its end too."""
-FREE_TO_DIFFER = ("device", "save", "results_dir", "resume", "data_root")
-"""The settings that may be others when a run is resumed; what data there are is told by the digest of their split."""
+FREE_TO_DIFFER = ("device", "save", "results_dir", "resume")
+"""The settings that do not tell runs apart."""
 PARTS = ("train", "val", "test")
 IMPROVEMENT = 1.0001
 """The factor by which the train loss must fall to end a plateau."""
@@ -87,7 +87,9 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoint = None
         if config.save:
-            settings = {name: value for name, value in results.config.items() if name not in FREE_TO_DIFFER}
+            # Where the data lie does not matter, as the digest of their split says what they are.
+            free = (*FREE_TO_DIFFER, "data_root")
+            settings = {name: value for name, value in results.config.items() if name not in free}
             identity = {"experiment": experiment, "split": data.digest, **settings}
             checkpoint = Checkpoint(directory / f"seed-{config.seed}.checkpoint", identity)
             stack.enter_context(checkpoint)
