@@ -73,8 +73,9 @@ class TrainingConfig:
     """Our library, or stock torchdiffeq to compare with."""
     warm_start: bool = False
     """Let the backward solve start with the forward solve's step, and carry its own across output times."""
-    published_metrics: bool = field(default=False, metadata={"condition": False})
-    """Measure as the published code does, by extra passes that go forward and backward."""
+    published_metrics: bool = False
+    """Measure as the published code does, by extra passes that go forward and backward. They then say when the learning
+    rate falls, which state is the best and when to stop."""
     save: bool = field(default=True, metadata={"condition": False})
     """Write a results file."""
     results_dir: str | os.PathLike = field(default="results", metadata={"condition": False})

@@ -17,7 +17,7 @@ from torch import Tensor
 from common import randomness
 
 from .batches import Batches, DataSplit
-from .cache import cache_directory
+from .cache import cache_directory, make_folder
 
 Toy = Literal["checkerboard", "8gaussians", "2spirals", "pinwheel", "moons", "rings"]
 Table = Literal["wine", "breast_cancer"]
@@ -175,10 +175,17 @@ def _torchvision(name: Image, data_root: str | os.PathLike | None) -> tuple[Tens
         raise ValueError(
             f"data is {name!r}, which needs torchvision ({error}): `pip install torchvision`, or take one of {others}"
         ) from error
-    root = Path(data_root) if data_root is not None else cache_directory() / "torchvision"
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
+
+    def read(root: Path) -> list[Tensor]:
+        return [torch.as_tensor(kind(root, train=part, download=True).data) for part in (True, False)]
+
+    root = Path(data_root) if data_root is not None else cache_directory() / "torchvision" / name
     try:
-        train, test = (torch.as_tensor(kind(root, train=part, download=True).data) for part in (True, False))
+        if data_root is None:
+            root.parent.mkdir(exist_ok=True)
+            make_folder(root, read)
+        train, test = read(root)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the images of {name!r} cannot be had in {root} ({' '.join(str(error).split())}): connect to a network, "

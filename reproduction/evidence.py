@@ -24,7 +24,7 @@ NAMED = ("rtol", "atol", "norm", "method", "warm_start", "integrals")
 """Settings that a comparison names."""
 PAIRED = (*NAMED, "seed", "max_epochs")
 """Those, and others in which runs of one kind may differ."""
-INCIDENTAL = ("device", "save", "results_dir", "resume", "data_root", "published_metrics", "metric_interval")
+INCIDENTAL = ("device", "save", "results_dir", "resume", "data_root", "metric_interval")
 
 
 @dataclass(frozen=True)

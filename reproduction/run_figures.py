@@ -33,7 +33,7 @@ from .style import (
 logger = logging.getLogger(__name__)
 
 MAY_DIFFER = (
-    "norm", "rtol", "atol", "warm_start", "integrals", "seed", "max_epochs", "metric_interval", "published_metrics",
+    "norm", "rtol", "atol", "warm_start", "integrals", "seed", "max_epochs", "metric_interval",
     "device", "save", "results_dir", "resume", "data_root",
 )  # fmt: skip
 """Settings in which runs of one figure may differ; what data there were is told by the digest of the split."""

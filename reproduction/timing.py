@@ -64,7 +64,7 @@ def rough_seconds(
 
 
 def evaluations_of_a_step(results: Iterable[Results]) -> dict[tuple, float]:
-    """Forward and backward NFE of a mean gradient step, by experiment, tolerances and norm, in completed results."""
+    """Forward and backward NFE of a mean gradient step, of each kind of run that completed results have."""
     found = {}
     for result in results:
         if result.status == "completed":
@@ -77,7 +77,8 @@ def evaluations_of_a_step(results: Iterable[Results]) -> dict[tuple, float]:
 
 
 def _way(experiment: str, config: Mapping) -> tuple:
-    return (experiment, config["rtol"], config["atol"], way_of(config))
+    # A step on images takes more evaluations than one on points, and more in a wider network.
+    return (experiment, config["rtol"], config["atol"], way_of(config), config.get("data"), config.get("width"))
 
 
 def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int] | None:

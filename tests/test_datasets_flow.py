@@ -110,6 +110,30 @@ def test_images_of_torchvision_have_channels_first(monkeypatch, tmp_path, name):
     assert asked == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
 
 
+def test_a_download_that_was_cut_short_is_made_good(monkeypatch, tmp_path):
+    """Torchvision takes a file that is there for whole."""
+
+    def make(root, *, train, download):
+        for part in ("train", "test")[: 1 if train else 2]:
+            (root / part).touch()
+        if failures:
+            raise failures.pop()
+        wholes.append(root)
+        return types.SimpleNamespace(data=torch.zeros(60 if train else 10, *SHAPES["mnist"][1:], dtype=torch.uint8))
+
+    failures, wholes = [OSError("the line is down")], []
+    fake_torchvision(monkeypatch, make)
+    monkeypatch.setenv("SEMINORM_CACHE", str(tmp_path))
+    monkeypatch.setattr(flow, "NUM_VALIDATION", 20)
+    with pytest.raises(FileNotFoundError, match="the line is down"):
+        load(data="mnist", **OPTIONS)
+    assert not (tmp_path / "torchvision" / "mnist").exists()
+    for _ in range(2):
+        load(data="mnist", **OPTIONS)
+    # Filled once, beside, and read twice.
+    assert [root.name for root in wholes] == ["mnist.partial"] * 2 + ["mnist"] * 4
+
+
 @pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("Error\ndownloading train-images")])
 def test_what_cannot_be_downloaded_is_a_sentence(monkeypatch, tmp_path, error):
     def make(root, *, train, download):
