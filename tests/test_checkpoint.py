@@ -20,7 +20,7 @@ from common import measuring, training
 from common.checkpoint import Checkpoint
 from common.errors import Interrupted, TrainingFailed
 from common.randomness import seeded
-from common.results import load
+from common.results import load, make_directory
 from torchadjoint import SolverError
 
 TESTS = Path(__file__).parent
@@ -160,8 +160,12 @@ def test_without_resume_a_run_starts_anew_and_says_so(tmp_path, whole, capsys):
 def test_another_run_is_not_resumed(tmp_path):
     with pytest.raises(TrainingFailed):
         run(make_config(tmp_path), model=model_of(fail))
-    with pytest.raises(ValueError, match="published_metrics was False and is True"):
-        run(make_config(tmp_path, published_metrics=True, resume=True))
+    other = make_config(tmp_path, published_metrics=True, resume=True)
+    [path] = checkpoints(tmp_path)
+    folder = make_directory(tmp_path, "toy", other.condition)
+    (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="published_metrics was False and is True: delete it to start"):
+        run(other)
     other = replace(make_data(make_config(tmp_path)), digest="other")
     with pytest.raises(ValueError, match="split was 'abc' and is 'other'"):
         run(make_config(tmp_path, resume=True), data=other)
