@@ -77,9 +77,9 @@ class Gathered:
         return max(results.agreement for results in self.results[problem].values())
 
     def spread(self) -> float:
-        """The largest time of a step over the smallest, among its rounds: the median over all measurements."""
+        """The largest time of a step over the smallest, among its rounds: the median over all measurements, or NaN."""
         rounds = [it.seconds for results in self.all for it in results.measurements if len(it.seconds) > 1]
-        return statistics.median([max(seconds) / min(seconds) for seconds in rounds])
+        return statistics.median([max(seconds) / min(seconds) for seconds in rounds] or [math.nan])
 
     def decisions(self) -> list[str]:
         """What they say to take."""
