@@ -198,10 +198,11 @@ class _Trainer:
             metrics = self._measure("train", where)
         val_metrics = self._measure("val", where)
         results.history.append(HistoryEntry(epoch=state.epoch, train_metrics=metrics, val_metrics=val_metrics))
+        # A negative log-likelihood may be below 0, where 1e-4 less than the best is 1.0001 times the best.
+        state.scheduler.threshold = math.copysign(state.scheduler.threshold, state.scheduler.best)
         state.scheduler.step(metrics.loss)
         if metrics.loss < state.best_loss:
             state.best_loss, state.best_state = metrics.loss, copy.deepcopy(self.model.state_dict())
-        # A negative log-likelihood may be below 0.
         if metrics.loss + (IMPROVEMENT - 1) * abs(metrics.loss) < state.plateau_loss:
             state.plateau_loss, state.plateau_start = metrics.loss, state.epoch
 
