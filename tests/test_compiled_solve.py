@@ -6,8 +6,10 @@ import pytest
 import torch
 from problems import F64, KINKS, Kinked, Network, Pair, Tied, differentiate, distance, random, solve, steps
 from torch import nn
+from torch._dynamo.utils import counters
+from torch._higher_order_ops.while_loop import while_loop_op as while_loop
 
-from torchadjoint import METHODS, Discrete, SolverError, compiled_loops, posing
+from torchadjoint import METHODS, Discrete, SolverError, compiled_loops, compiling, posing
 from torchadjoint.methods.runge_kutta import RungeKutta
 
 pytestmark = pytest.mark.skipif(
@@ -252,3 +254,25 @@ def test_kernels_are_compiled_once(caches):
         many = compare(func, random(2).abs(), T.flip(0), **options | dict(rtol=1e-8, atol=1e-9))
     # The loop was called more than once.
     assert many.statistics.forward.num_accepted > compiled_loops.MOST_ATTEMPTS
+
+
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
+def test_kernels_of_a_loop_stay_on_disk_for_just_this_loop():
+    def compiled(factor):
+        def function(x):
+            number = torch.zeros((), dtype=torch.int64)
+            _, x = while_loop(lambda number, _: number < 3, lambda number, x: (number + 1, factor * x), (number, x), ())
+            return (x.clone(),)
+
+        torch._dynamo.reset_code(function.__code__)
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=compiling.make_kernels)
+
+    def num_found():
+        return counters["inductor"]["fxgraph_cache_hit"]
+
+    x = random(4)
+    for factor in (2.0, 4.0):  # exact, in any order
+        assert torch.equal(compiled(factor)(x)[0], factor**3 * x)
+    known = num_found()
+    assert torch.equal(compiled(2.0)(x)[0], 8 * x)
+    assert num_found() == known + 1

@@ -116,6 +116,9 @@ def make_kernels(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
     options = {"cpp_wrapper": True, "post_grad_custom_pre_pass": QuickTanh()}
     # Buffers cost more than numbers where these are few.
     options["force_pointwise_cat"] = all(size <= SMALL for size in _sizes_of_cats(graph))
+    if hasattr(torch._inductor.config, "unsafe_marked_cacheable_functions"):
+        # Else torch does not keep loops on disk. All that is in them is in the keys by which it finds them.
+        options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": torch.__version__}
     return torch._inductor.compile(graph, examples, options=options)
 
 
