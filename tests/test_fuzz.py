@@ -227,7 +227,7 @@ def damaged_at(value, way, by):
     return copy
 
 
-@cases(0.008)
+@cases(0.004)
 @given(st.sampled_from(sorted(ways(json.loads(RESULTS)), key=str)), odd_leaves | st.just("taken away"))
 def test_what_a_results_file_holds_is_drawn_and_printed_or_left_out(folder, way, by):
     root = folder / "drawn"
