@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import subprocess
+import tempfile
 import weakref
 
 import pytest
@@ -13,10 +14,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_configure():
-    """A shell's job in the background ignores Ctrl-C, and so would what it starts; the tests send it."""
+def pytest_configure(config):
+    """Workers, and what tests start, share a cache, so that data are made once; nothing of the user's is touched."""
+    # A shell's job in the background ignores Ctrl-C, and so would what it starts; the tests send it.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="seminorm-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["SEMINORM_CACHE"] = folder.name
 
 
 def pytest_collection_modifyitems(items):

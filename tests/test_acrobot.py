@@ -195,9 +195,9 @@ def test_warm_starts_halve_the_backward_solve(model):
     assert distance(warm, cold) < 1e-3
 
 
-def test_only_the_published_norm_and_warm_starts_save_anything_on_real_windows(model, tmp_path):
+def test_only_the_published_norm_and_warm_starts_save_anything_on_real_windows(model):
     """7 segments of 14 evaluations under both true norms, of 8 under the published one, of 7 with a warm start."""
-    data = load(batch_size=64, device="cpu", generator=None, num_trajectories=7, cache_dir=tmp_path)
+    data = load(batch_size=64, device="cpu", generator=None, num_trajectories=7)
     window = data.train.tensors[0][::14][:64].double()
     runs = {name: gradient(model, window, adjoint=name) for name in ("default", "seminorm", "as-published")}
     runs["warm"] = gradient(model, window, adjoint=Backsolve(warm_start=True))

@@ -115,21 +115,16 @@ def test_bad_use_of_the_environment_is_refused(environment):
         FullyActuatedAcrobot(torque="odd")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def load(cache, **kwargs):
-    return acrobot.load(batch_size=256, device="cpu", generator=torch.Generator(), cache_dir=cache, **kwargs)
+def load(**kwargs):
+    return acrobot.load(batch_size=256, device="cpu", generator=torch.Generator(), **kwargs)
 
 
 def windows_of_parts(data):
     return [part.tensors[0] for part in (data.train, data.val, data.test)]
 
 
-def test_data_set_is_the_published_one(cache):
-    data = load(cache)
+def test_data_set_is_the_published_one():
+    data = load()
     parts = windows_of_parts(data)
     assert [part.shape for part in parts] == [(20025, 8, 8), (4275, 8, 8), (4500, 8, 8)]
     assert {part.dtype for part in parts} == {torch.float32}
@@ -140,8 +135,8 @@ def test_data_set_is_the_published_one(cache):
     assert len(data.train) == 79
 
 
-def test_only_training_is_shuffled(cache):
-    data = load(cache)
+def test_only_training_is_shuffled():
+    data = load()
     _, val, test = windows_of_parts(data)
     assert torch.equal(torch.cat([window for (window,) in data.val]), val)
     assert torch.equal(torch.cat([window for (window,) in data.test]), test)
@@ -150,12 +145,12 @@ def test_only_training_is_shuffled(cache):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_velocities_are_below_the_bounds_at_which_the_published_code_draws_anew(cache, form):
-    velocities = torch.cat(windows_of_parts(load(cache, torque=form)))[..., 4:6]
+def test_velocities_are_below_the_bounds_at_which_the_published_code_draws_anew(form):
+    velocities = torch.cat(windows_of_parts(load(torque=form)))[..., 4:6]
     assert (velocities.abs() < torch.tensor([4 * math.pi, 9 * math.pi]) - 0.001).all()
 
 
-def test_windows_go_by_torques_then_by_first_point_then_by_trajectory(cache, monkeypatch):
+def test_windows_go_by_torques_then_by_first_point_then_by_trajectory(tmp_path, monkeypatch):
     def numbered(environment):
         """Trajectories whose channels say where each point comes from: which torques, trajectory and point."""
         places = torch.cartesian_prod(torch.arange(9.0), torch.arange(128.0), torch.arange(32.0)).view(9, 128, 32, 3)
@@ -163,7 +158,7 @@ def test_windows_go_by_torques_then_by_first_point_then_by_trajectory(cache, mon
 
     monkeypatch.setattr(acrobot, "_trajectories", numbered)
     first = 0
-    for part, num_trajectories in zip(windows_of_parts(load(cache / "numbered")), (89, 19, 20), strict=True):
+    for part, num_trajectories in zip(windows_of_parts(load(cache_dir=tmp_path)), (89, 19, 20), strict=True):
         expected = [
             [[torques, trajectory, start + place] for place in range(8)]
             for torques in range(9)
@@ -174,8 +169,8 @@ def test_windows_go_by_torques_then_by_first_point_then_by_trajectory(cache, mon
         first += num_trajectories
 
 
-def test_windows_of_a_pair_of_torques_have_those_torques(cache):
-    windows = windows_of_parts(load(cache))[0].unflatten(0, (9, -1))
+def test_windows_of_a_pair_of_torques_have_those_torques():
+    windows = windows_of_parts(load())[0].unflatten(0, (9, -1))
     assert (windows[..., 6:] == torch.tensor(acrobot.TORQUES)[:, None, None]).all()
 
 
@@ -192,18 +187,18 @@ def test_windows_of_a_pair_of_torques_have_those_torques(cache):
 )
 def test_a_cache_with_other_content_is_built_anew(tmp_path, monkeypatch, caplog, other):
     monkeypatch.setattr(acrobot, "_trajectories", lambda environment: torch.ones(acrobot.SHAPE))
-    load(tmp_path)
+    load(cache_dir=tmp_path)
     (path,) = tmp_path.glob("*.npz")
     intact = path.read_bytes()
     np.savez(path, **other)
-    assert (load(tmp_path).test.tensors[0] == 1).all()
+    assert (load(cache_dir=tmp_path).test.tensors[0] == 1).all()
     assert path.read_bytes() == intact
     assert "cannot be used: it is built anew" in caplog.text
 
 
-def test_every_point_is_one_step_after_the_one_before(cache):
+def test_every_point_is_one_step_after_the_one_before():
     environment = FullyActuatedAcrobot()
-    windows = windows_of_parts(load(cache))[2].double()
+    windows = windows_of_parts(load())[2].double()
     for window in windows[::500]:
         cos_sin, velocity = window[0, :4].view(2, 2), window[0, 4:6]
         environment.state = torch.cat([torch.atan2(cos_sin[1], cos_sin[0]), velocity]).numpy()
@@ -216,17 +211,17 @@ def test_times_are_those_of_a_window():
     torch.testing.assert_close(acrobot.TIMES, torch.tensor([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35]))
 
 
-def test_fewer_trajectories_are_the_first_ones_split_alike(cache):
+def test_fewer_trajectories_are_the_first_ones_split_alike():
     few, every = (
-        [part.unflatten(0, (9, 25, -1)) for part in windows_of_parts(load(cache, num_trajectories=num_trajectories))]
+        [part.unflatten(0, (9, 25, -1)) for part in windows_of_parts(load(num_trajectories=num_trajectories))]
         for num_trajectories in (10, 128)
     )
     assert [part.size(2) for part in few] == [7, 1, 2]
     assert torch.equal(torch.cat(few, dim=2), torch.cat(every, dim=2)[:, :, :10])
 
 
-def test_forms_of_the_torque_share_nothing_in_the_cache(cache):
-    published, consistent = (load(cache, torque=form, num_trajectories=7) for form in FORMS)
+def test_forms_of_the_torque_share_nothing_in_the_cache():
+    published, consistent = (load(torque=form, num_trajectories=7) for form in FORMS)
     same = [
         torch.equal(*pair)
         for pair in zip(*(data.train.tensors[0].unflatten(0, (9, -1)) for data in (published, consistent)), strict=True)
@@ -234,9 +229,9 @@ def test_forms_of_the_torque_share_nothing_in_the_cache(cache):
     assert same == [a1 == 0 for _, a1 in acrobot.TORQUES]
 
 
-def test_digest_names_the_split(cache):
+def test_digest_names_the_split():
     digests = [
-        load(cache, num_trajectories=num_trajectories, torque=form).digest
+        load(num_trajectories=num_trajectories, torque=form).digest
         for num_trajectories, form in [(10, "published"), (10, "published"), (11, "published"), (10, "consistent")]
     ]
     assert digests[0] == digests[1]
@@ -244,6 +239,6 @@ def test_digest_names_the_split(cache):
 
 
 @pytest.mark.parametrize("num_trajectories", [-1, 0, 6, 129])
-def test_other_numbers_of_trajectories_are_refused(cache, num_trajectories):
+def test_other_numbers_of_trajectories_are_refused(num_trajectories):
     with pytest.raises(ValueError, match=rf"num_trajectories is {num_trajectories}, but must be between 7 .* and 128"):
-        load(cache, num_trajectories=num_trajectories)
+        load(num_trajectories=num_trajectories)

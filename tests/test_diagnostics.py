@@ -22,6 +22,7 @@ from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
 from reproduction.experiments import EXPERIMENTS
 from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, losses, step_errors
+from torchadjoint import METHODS
 
 
 class Model(nn.Module):
@@ -236,6 +237,7 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
     card, few = EXPERIMENTS["acrobot"], dict(adjoints=("default", "discrete"), batch_size=4, tolerances=((1e-3, 1e-3),))
     few = dataclasses.replace(card.gradients, **few)
     monkeypatch.setitem(EXPERIMENTS, "acrobot", dataclasses.replace(card, gradients=few))
+    monkeypatch.setattr(diagnostics, "METHODS", {name: METHODS[name] for name in ("bosh3", "dopri5", "rk4")})
     with pytest.raises(SystemExit) as caught:
         diagnostics.main(diagnostics.Options(str(tmp_path)))
     assert "python speech_commands.py" in caught.value.code
@@ -250,6 +252,7 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
     assert "3 batches of 4 samples" in reading
     assert "1e-9, 1e-9, 6 decades tighter" in reading
     assert f"{max(row['reference_error'] for row in errors['rows']):.1g} or less away" in reading
+    assert {row["method"] for row in records["methods-acrobot.json"]["rows"]} == {"bosh3", "dopri5"}
     assert len(records["control-acrobot.json"]["motion"]["q1"]) == 401
     assert records["step_errors-acrobot.json"]["batch_size"] == 8
     steps = records["step_errors-acrobot.json"]["steps"]

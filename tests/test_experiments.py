@@ -24,14 +24,6 @@ PUBLISHED_NAMES = [
 RECORDINGS = Path(os.environ.get("SPEECH_COMMANDS_DATA", "../shared/data"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache of its own, so that nothing of the user's is read or written."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEMINORM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     root = tmp_path_factory.mktemp("sounds")
