@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch._dynamo  # as optimisers do when the first is made
 import toy
 from tqdm import tqdm
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # as optimisers do when the first is made
 
 from common import training
 
