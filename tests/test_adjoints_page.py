@@ -6,7 +6,7 @@ import re
 import pytest
 from test_adjoints_benchmark import PROBLEM
 
-from benchmarks.adjoints import diagrams, page, results
+from benchmarks.adjoints import costs, diagrams, page, results
 from benchmarks.adjoints.decisions import decide
 from benchmarks.adjoints.fronts import Cell, Failures, Point, cells, curve, failures, front, seconds_for, standings
 from benchmarks.adjoints.results import Measurement, Results, Session
@@ -144,6 +144,34 @@ def test_what_was_not_measured_everywhere_is_not_ranked():
         ]
     )
     assert f"and so neither ranked nor counted above: {some}.\n" in made
+
+
+def counted(contestant, fixed, slope, evaluations=(100, 200, 300, 400)):
+    """Results whose steps take `fixed` seconds and `slope` more for each evaluation."""
+    found = made_up(
+        "calm", contestant, *((10.0**-n, 1e-3, fixed + slope * nfe) for n, nfe in enumerate(evaluations, 2))
+    )
+    for measurement, nfe in zip(found.measurements, evaluations, strict=True):
+        measurement.forward_nfe, measurement.backward_nfe = nfe // 2, nfe // 2
+    return found
+
+
+def test_what_a_step_takes_besides_its_evaluations():
+    own, peer = costs.lines({costs.OWN: counted(costs.OWN, 0.004, 1e-5), costs.PEER: counted(costs.PEER, 0.001, 4e-6)})
+    assert (own.fixed, own.slope, own.miss) == pytest.approx((0.004, 1e-5, 0), abs=1e-12)
+    assert (peer.fixed, peer.slope, peer.miss) == pytest.approx((0.001, 4e-6, 0), abs=1e-12)
+
+
+def test_a_line_misses_what_is_not_on_it():
+    line = costs.line_through([100, 200, 400, 800], [1.0, 2.0, 4.0, 16.0])
+    assert 0.1 < line.miss < 0.5
+
+
+@pytest.mark.parametrize("evaluations", [(100, 110, 120, 190), (100, 200, 400)])
+def test_too_few_evaluations_tell_nothing(evaluations):
+    of_problem = {way: counted(way, 0.004, 1e-5, evaluations) for way in (costs.OWN, costs.PEER)}
+    assert costs.lines(of_problem) is None
+    assert costs.lines({}) is None
 
 
 def test_decisions_turn_round_with_the_results():

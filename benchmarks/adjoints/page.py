@@ -17,7 +17,7 @@ import pandas
 from common import command_line, files
 from reproduction.style import render
 
-from . import diagrams, measuring, references
+from . import costs, diagrams, measuring, references
 from .contract import MAX_STEPS
 from .decisions import decide, in_jax, in_pytorch
 from .fronts import (
@@ -126,6 +126,7 @@ def make_page(all_results: Sequence[Results]) -> str:
         decisions=gathered.decisions(),
         unranked=[way for way in gathered.ways if way not in gathered.ranked],
         standings=_standings(gathered),
+        costs=_costs(gathered),
         failures=_failures(gathered),
         interpolated=_interpolated(gathered),
         float32=_in_float32(Gathered(all_results, "float32"), gathered),
@@ -193,6 +194,38 @@ def _standings(gathered: Gathered) -> str:
             }
         )
     return _table(rows)
+
+
+def _costs(gathered: Gathered) -> dict[str, Any] | None:
+    """What steps and evaluations take, by problem; None if nothing was measured that tells."""
+    found = {name: costs.lines(of_problem) for name, of_problem in gathered.results.items()}
+    found = {name: lines for name, lines in found.items() if lines is not None}
+    if not found:
+        return None
+    own, peer = zip(*found.values(), strict=True)
+    slopes = [mine.slope / others.slope for mine, others in found.values()]
+    rows = [
+        {
+            "problem": gathered.problems[name].title,
+            "jumps": f"{len(gathered.problems[name].jumps)}",
+            "ours, ms besides": f"{1e3 * mine.fixed:.1f}",
+            "diffrax, ms besides": f"{1e3 * others.fixed:.1f}",
+            "ours, microseconds an evaluation": f"{1e6 * mine.slope:.3g}",
+            "diffrax, microseconds an evaluation": f"{1e6 * others.slope:.3g}",
+        }
+        for name, (mine, others) in found.items()
+    ]
+    return {
+        "own": costs.OWN,
+        "peer": costs.PEER,
+        "own_fixed": f"{1e3 * statistics.median(line.fixed for line in own):.1f}",
+        "peer_fixed": f"{1e3 * statistics.median(line.fixed for line in peer):.1f}",
+        "slope": f"{statistics.median(slopes):.2f}",
+        "slopes": f"{min(slopes):.2f} to {max(slopes):.2f}",
+        "miss": f"{max(line.miss for line in (*own, *peer)):.0%}".replace("%", " %"),
+        "range": f"{costs.RANGE:g}",
+        "table": _table(rows),
+    }
 
 
 def _failures(gathered: Gathered) -> str:
