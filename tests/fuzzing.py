@@ -19,7 +19,7 @@ from common.errors import TrainingFailed
 from torchadjoint import SolverError
 
 PROJECT = Path(__file__).parent.parent
-NUM_CASES = int(os.environ.get("FUZZ_CASES", 2_500))
+NUM_CASES = int(os.environ.get("FUZZ_CASES", 1_500))
 SECONDS_PER_CASE = 30
 
 

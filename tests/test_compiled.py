@@ -175,13 +175,15 @@ def test_a_field_without_parameters(adjoint):
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's compiler mixes kernels then")
 @pytest.mark.filterwarnings("ignore:Skipping serialization of")  # that of torch 2.6 says so
 def test_it_is_compiled_once_for_a_class_of_field_and_a_shape():
-    compare(Kinked(), random(4, 3), T, jump_t=KINKS, **TIGHT)
+    # Of few stages, so that it takes less time.
+    options = dict(jump_t=KINKS, method="bosh3")
+    compare(Kinked(), random(4, 3), T, rtol=1e-4, atol=1e-6, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             func = Kinked()
             with torch.no_grad():
                 func.rates.copy_(random(len(KINKS) + 1, seed=seed))
-            compare(func, random(4, 3, seed=seed), T * 0.9, jump_t=KINKS, rtol=1e-5, atol=1e-6, adjoint=WARM)
+            compare(func, random(4, 3, seed=seed), T * 0.9, rtol=1e-3, atol=1e-5, adjoint=WARM, **options)
 
 
 @pytest.mark.parametrize("probe", [None, random(4, 2).sign()], ids=["exact", "estimated"])
