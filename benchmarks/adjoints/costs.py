@@ -10,9 +10,9 @@ from .results import Results
 OWN, PEER = "ours, discrete, tsit5, compiled solve", "diffrax, recursive checkpoints, tsit5"
 """Ways that take about the same steps; only the first counts its evaluations, so they stand for those of both."""
 FEWEST = 4
-"""So many tolerances a line needs at least."""
+"""How many tolerances a line needs at least."""
 RANGE = 2.0
-"""So many times as many evaluations as at the loosest of them there must be at the tightest."""
+"""How many times as many evaluations one of them must take as another."""
 
 
 @dataclass(frozen=True)
