@@ -85,7 +85,7 @@ def read_as(kind: Any, value: Any, name: str = "it", limits: Mapping[str, Any] =
             return value
     elif origin is list:
         if isinstance(value, list):
-            # Most numbers of a run stand in lists of times, and to look at each takes ten times as long.
+            # Most numbers of a run stand in lists of times: to look at each would take most of the time of reading it.
             if arguments[0] is float and not limits and {*map(type, value)} <= {float}:
                 return value
             return [read_as(arguments[0], item, f"{name}[{index}]", limits) for index, item in enumerate(value)]
