@@ -34,6 +34,14 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Weights that a test draws are the same each time, whichever tests ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder with room for 1 MiB: a file system of its own, which only root can have."""

@@ -279,7 +279,7 @@ def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():
         y = by(func, y0, T, rtol=1e-8, atol=1e-9)
         gradients.append(torch.autograd.grad(y.square().sum(), [weight, *func.parameters()]))
     for theirs, ours in zip(*gradients, strict=True):
-        assert distance(ours, theirs) < 1e-9
+        assert distance(ours, theirs) < 1e-7
 
 
 def test_a_plain_function_that_reads_another_parameter_later_is_an_error():
@@ -313,7 +313,6 @@ def test_torchcde_by_replacement(adjoint, interpolate, monkeypatch):
         def forward(self, t, z):
             return torch.tanh(self.linear(z)).view(*z.shape, 3)
 
-    torch.manual_seed(0)
     func, found = Field(), []
     for library in (torchadjoint, torchdiffeq):
         monkeypatch.setattr(torchdiffeq, "odeint", library.odeint)

@@ -119,7 +119,6 @@ def test_a_demo_of_a_spiral(by):
 
 @BY
 def test_a_latent_ode(by):
-    torch.manual_seed(0)
     func, decoder = LatentField().double(), nn.Linear(4, 2).double()
     t, parameters = torch.linspace(0.0, 2.0, 20), [*func.parameters(), *decoder.parameters()]
     results = []
@@ -135,7 +134,6 @@ def test_a_latent_ode(by):
 
 @BY
 def test_a_flow_whose_weights_depend_on_time(by):
-    torch.manual_seed(0)
     func, x, logp = HyperField().double(), random(5, 2), torch.zeros(5, 1, dtype=torch.float64)
     results = []
     for library in LIBRARIES:
@@ -147,7 +145,6 @@ def test_a_flow_whose_weights_depend_on_time(by):
 
 @BY
 def test_a_flow_of_single_precision_at_times_of_double(by):
-    torch.manual_seed(0)
     func, state = HyperField(), (random(5, 2, dtype=torch.float32), torch.zeros(5, 1))
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     with torch.no_grad():
@@ -157,7 +154,6 @@ def test_a_flow_of_single_precision_at_times_of_double(by):
 
 
 def test_a_layer_of_a_flow_on_images():
-    torch.manual_seed(0)
     flow, x = EstimatedFlow().double(), random(3, 1, 4, 4)
     results = []
     for library in LIBRARIES:

@@ -62,7 +62,6 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_divergences_are_those_of_finite_differences(name):
     make, shape = NETWORKS[name]
-    torch.manual_seed(0)
     network, t = make().double(), torch.tensor(0.3, dtype=torch.float64)
     x, probe = random(4, *shape).requires_grad_(), random(4, *shape).sign()
     velocity, exact = FlowField(network, None)(t, (x, x))
@@ -75,7 +74,6 @@ def test_divergences_are_those_of_finite_differences(name):
 
 
 def test_the_estimate_is_the_trace_in_the_mean():
-    torch.manual_seed(0)
     network, t = ConcatSquash([6, 8, 6], "tanh").double(), torch.tensor(0.3, dtype=torch.float64)
     x = random(1, 6).expand(20_000, 6)
     probes = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
@@ -88,7 +86,6 @@ def test_the_estimate_is_the_trace_in_the_mean():
 
 @pytest.mark.parametrize("end_time", [0.5, 1.0])
 def test_a_density_of_points_integrates_to_one(end_time):
-    torch.manual_seed(0)
     network = ConcatSquash([2, 16, 16, 2], "tanh").double()
     for parameter in network.parameters():
         parameter.data *= 2
@@ -193,7 +190,6 @@ def test_the_log_determinant_of_images_is_that_of_the_whole_map():
 
 
 def test_scales_come_back():
-    torch.manual_seed(0)
     flows, x = Multiscale((1, 8, 8), 3).double(), random(2, 1, 8, 8)
     noise, _, _ = flows(x, lambda x: torch.ones_like(x), TIGHT)
     assert [part.shape[1:] for part in noise] == [torch.Size(shape) for shape in flows.noise_shapes((1, 8, 8))]
