@@ -68,8 +68,12 @@ def test_every_method_with_error_control(method):
 
 @pytest.mark.usefixtures("loops", "capacity")
 def test_many_outputs_in_a_step():
+    """Also in those that end at a jump, whose last slopes are not the first of the next."""
     times = torch.linspace(0, 3, 150, dtype=F64).requires_grad_()
     compare(Network(), random(4, 3), times, rtol=1e-4, atol=1e-5)
+    compare(Kinked(), random(4, 3), times, jump_t=KINKS, rtol=1e-4, atol=1e-5)
+    jumps = [*KINKS, *(times[1:40] + 0.01).tolist()]
+    compare(Kinked(), random(4, 3), times.detach().flip(0), jump_t=jumps, **TIGHT)
 
 
 @pytest.mark.usefixtures("loops")

@@ -66,9 +66,9 @@ def solve(problem: Problem) -> Solution:
             `seminorm` or `discrete`, and func an nn.Module that torch.compile can take as a whole. What func reads
             besides its arguments is looked at once a solve. A compiled attempt of the seminorm computes its parameters'
             part before it is accepted, and any attempt its last stage whoever needs it. "solve" compiles the loop over
-            the steps too, forward and backward, so that Python is back at jumps alone, and every hundred attempts or
-            so. That needs the adjoint `discrete`, unless nothing is differentiated, a method with error control, torch
-            2.14, and neither `step_t` nor an observer nor callbacks.
+            the steps too, forward and backward, so that Python is back every hundred attempts or so. That needs the
+            adjoint `discrete`, unless nothing is differentiated, a method with error control, torch 2.14, and neither
+            `step_t` nor an observer nor callbacks.
         options: `jump_t`, times at which func is discontinuous in t: every one between the first and the last time, or
             at the last one, is the end of a step in both directions. `norm`, `max_num_steps`, and those of the method
             that `Stepping` describes: with error control `first_step`, `step_t`, `min_step`, `max_step`, `safety`,

@@ -3,6 +3,8 @@
 They are called as those of `compiled_steps` are. Time and step size are float64 in them, as they are in `solver`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,13 +51,12 @@ class Settings(NamedTuple):
     needs_slope: float
     """1 if that is to be evaluated, else 0."""
     needs_dt: float
-    """1 if the size is to be guessed, else 0."""
+    """1 if the size is to be guessed, for which the slope is evaluated too, else 0."""
     direction: float
-    stop: float
-    """Where a step must end, infinitely far ahead if nowhere."""
     t_end: float
     """A step that reaches it is the last."""
     most_attempts: float
+    """How many attempts there may be, jumps between them counted as one each."""
     rtol: float
     atol: float
     safety: float
@@ -83,9 +84,10 @@ def attempt_steps(
     tensors: tuple[Tensor, ...],
     start: Tensor,
     first_slope: Tensor,
+    stops: Tensor,
     settings: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Attempt steps until one lands on the stop or reaches the end, none can be smaller, or the record is full.
+    """Attempt steps until one reaches the end, none can be smaller, or the record is full.
 
     Args:
         func: the field.
@@ -96,41 +98,69 @@ def attempt_steps(
         tensors: what they are.
         start: where the first attempt starts (size).
         first_slope: the slope there (size), if it is known.
+        stops: the next jumps (capacity), in order, each of which ends a step; infinitely far ahead if there are fewer.
         settings: those of `Settings`, in its order.
 
     Returns:
-        Of each attempt its start (capacity + 1, size), its slopes (capacity, stages, size), and its log
-        (capacity + 1, columns). The row after the last attempt belongs to the point where the loop has ended. Then the
-        state there (size); the slope there (size); and in float64 the time there, the size of the next step, the time
-        where that slope was evaluated, the number of attempts, and where the field was evaluated to guess the first.
-        A size is NaN if the state or its slope is not finite.
+        Of each attempt its start (capacity + 1, size), its slopes (capacity, stages, size), and its log (capacity,
+        columns). The start after those of all attempts is where the loop has ended. Then the state there (size); the
+        slope there (size); and in float64 the time there, the size of the next step, the time where that slope was
+        evaluated, or is to be if the next number is 1, the number of attempts, and where the field was evaluated to
+        guess the first size. A size is NaN if the state or its slope is not finite.
     """
     dtype, num_stages = start.dtype, len(loop.nodes)
     starts = start.new_empty(loop.capacity + 1, start.numel())
     slopes = start.new_empty(loop.capacity, num_stages, start.numel())
-    log = settings.new_empty(loop.capacity + 1, FIRST_TIME + num_stages)
+    log = settings.new_empty(loop.capacity, FIRST_TIME + num_stages)
 
-    first_slope, dt, t_trial = _begin(func, shape, loop, blocks, places, tensors, start, first_slope, settings)
+    def slope_at(tensors: tuple[Tensor, ...], t: Tensor, y: Tensor) -> Tensor:
+        return derivative_of(func, places, tensors, t.to(dtype), y.view(shape)).reshape(-1)
 
-    def goes_on(number: Tensor, is_over: Tensor, *_: Tensor) -> Tensor:
-        return (number < Settings(*settings.unbind()).most_attempts) & ~is_over
+    first_slope, dt, t_trial = _guess_first(slope_at, loop.order, blocks, tensors, start, first_slope, settings)
 
-    def take(number, _, t0, dt, first_time, y, slope, *tensors):
-        def slope_at(t: Tensor, y: Tensor) -> Tensor:
-            return derivative_of(func, places, tensors, t, y.view(shape)).reshape(-1)
+    def goes_on(number: Tensor, num_jumps: Tensor, is_over: Tensor, *_: Tensor) -> Tensor:
+        return (number + num_jumps < Settings(*settings.unbind()).most_attempts) & ~is_over
 
+    def reach_jump(number, num_jumps, _, needs_slope, t0, dt, first_time, y, slope, *tensors):
+        """Attempt steps up to the next jump."""
+
+        def is_needed(number: Tensor, *_: Tensor) -> Tensor:
+            return number < needs_slope
+
+        def find_slope(number, _, *tensors):
+            return number + 1, slope_at(tensors, first_time, y).clone()
+
+        def goes_on(number: Tensor, is_at_jump: Tensor, is_over: Tensor, *_: Tensor) -> Tensor:
+            return (number + num_jumps < Settings(*settings.unbind()).most_attempts) & ~is_at_jump & ~is_over
+
+        _, slope = while_loop(is_needed, find_slope, (torch.zeros_like(number), slope.clone()), tensors)
+        stop = stops.index_select(0, num_jumps.reshape(1)).squeeze(0)
+        is_at_jump = torch.zeros_like(number, dtype=torch.bool)
+        position = (t0.clone(), dt.clone(), first_time.clone())
+        carried = (number.clone(), is_at_jump, is_at_jump.clone(), *position, y.clone(), slope)
+        number, is_at_jump, is_over, t0, dt, first_time, y, slope = while_loop(
+            goes_on, functools.partial(take, stop), carried, tensors
+        )
+        # There the slope is asked just behind the jump.
+        direction = Settings(*settings.unbind()).direction
+        next_time = torch.nextafter(t0.to(dtype), (direction * torch.inf).to(dtype)).to(t0.dtype)
+        first_time = torch.where(is_at_jump, next_time, first_time)
+        return number, num_jumps + is_at_jump, is_over, is_at_jump.to(number.dtype), t0, dt, first_time, y, slope
+
+    def take(stop, number, _, __, t0, dt, first_time, y, slope, *tensors):
+        """Attempt a step, which is not to go beyond the time `stop`."""
         # Views of one tensor must not come in from outside.
         given = Settings(*settings.unbind())
         direction = given.direction
         t1 = t0 + direction * dt
-        is_on_stop = (given.stop - t1) * direction <= 0
-        t1 = torch.where(is_on_stop, given.stop, t1)
+        is_on_stop = (stop - t1) * direction <= 0
+        t1 = torch.where(is_on_stop, stop, t1)
         dt = torch.where(is_on_stop, (t1 - t0).abs(), dt)
         # At the end they are asked just before it, in case of a jump there.
         last_time = torch.nextafter(t1.to(dtype), t0.to(dtype)).to(t1.dtype)
         times = [last_time if node == 1 else t0 + node * (t1 - t0) for node in loop.nodes[1:]]
         numbers = torch.stack([*times, t1 - t0, given.rtol, given.atol]).to(dtype)
-        stages, end, ratio = attempt(slope_at, loop.table, blocks, y, slope, numbers)
+        stages, end, ratio = attempt(lambda t, y: slope_at(tensors, t, y), loop.table, blocks, y, slope, numbers)
         ratio = ratio.to(t1.dtype)
         is_smallest = dt <= given.min_step
         is_accepted = (ratio <= 1) | (is_smallest & ratio.isfinite())
@@ -146,10 +176,11 @@ def attempt_steps(
         dt = _next_step_size(given, loop.order, dt, ratio)
         t0 = torch.where(is_accepted, t1, t0)
         t1 = t0 + direction * dt
-        has_ended = is_accepted & (is_on_stop | ((t0 - given.t_end) * direction >= 0))
+        has_ended = is_accepted & ((t0 - given.t_end) * direction >= 0)
         is_stuck = (t1 == t0) | ~t1.isfinite() | has_failed
         return (
             number + 1,
+            is_accepted & is_on_stop,
             has_ended | is_stuck,
             t0,
             dt,
@@ -162,20 +193,20 @@ def attempt_steps(
     number = torch.zeros((), dtype=torch.int64, device=start.device)
     t1 = given.t + given.direction * dt
     is_over = (t1 == given.t) | ~t1.isfinite()
-    carried = (number, is_over, given.t.clone(), dt, given.first_time.clone(), start.clone(), first_slope)
-    number, _, t, dt, first_time, y, slope = while_loop(goes_on, take, carried, tensors)
+    # The guess of a size has found the slope.
+    needs_slope = (given.needs_slope > given.needs_dt).to(number.dtype)
+    position = (given.t.clone(), dt, given.first_time.clone())
+    carried = (number, number.clone(), is_over, needs_slope, *position, start.clone(), first_slope)
+    number, _, _, needs_slope, t, dt, first_time, y, slope = while_loop(goes_on, reach_jump, carried, tensors)
     starts.index_copy_(0, number.reshape(1), y.unsqueeze(0))
-    entries = torch.stack([t, t, torch.zeros_like(t), *[first_time] * num_stages])
-    log.index_copy_(0, number.reshape(1), entries.unsqueeze(0))
-    return starts, slopes, log, y.clone(), slope.clone(), torch.stack([t, dt, first_time, number.to(t.dtype), t_trial])
+    position = torch.stack([t, dt, first_time, needs_slope.to(t.dtype), number.to(t.dtype), t_trial])
+    return starts, slopes, log, y.clone(), slope.clone(), position
 
 
-def _begin(
-    func: nn.Module,
-    shape: torch.Size,
-    loop: Loop,
+def _guess_first(
+    slope_at: Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor],
+    order: int,
     blocks: tuple[Block, ...],
-    places: Places,
     tensors: tuple[Tensor, ...],
     start: Tensor,
     first_slope: Tensor,
@@ -183,24 +214,16 @@ def _begin(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The first slope, the size of the first step, and where the field was evaluated to guess it; see `attempt_steps`.
 
-    What is known is taken over by a loop that runs not once.
+    If the size is known, it is taken over, and the slope too, by a loop that runs not once.
     """
 
-    def slope_at(tensors: tuple[Tensor, ...], t: Tensor, y: Tensor) -> Tensor:
-        return derivative_of(func, places, tensors, t.to(y.dtype), y.view(shape)).reshape(-1)
-
-    def needs_slope(number: Tensor, *_: Tensor) -> Tensor:
-        return number < Settings(*settings.unbind()).needs_slope
-
-    def find_slope(number, _, *tensors):
-        return number + 1, slope_at(tensors, Settings(*settings.unbind()).first_time, start).clone()
-
-    def needs_dt(number: Tensor, *_: Tensor) -> Tensor:
+    def is_needed(number: Tensor, *_: Tensor) -> Tensor:
         return number < Settings(*settings.unbind()).needs_dt
 
-    def guess_dt(number, _, t_trial, *tensors):
+    def guess(number, _, __, ___, *tensors):
         """As `Solver` does."""
         given = Settings(*settings.unbind())
+        slope = slope_at(tensors, given.first_time, start)
         scale = given.atol.to(start.dtype) + given.rtol.to(start.dtype) * start.abs()
         state_norm, slope_norm = (block_norm(of / scale, blocks).to(given.t.dtype) for of in (start, slope))
         is_tiny = (state_norm < 1e-5) | (slope_norm < 1e-5)
@@ -210,16 +233,15 @@ def _begin(
         curvature = block_norm((trial_slope - slope) / scale, blocks).to(given.t.dtype) / trial
         is_still = (slope_norm <= 1e-15) & (curvature <= 1e-15)
         steepest = torch.where(curvature > slope_norm, curvature, slope_norm)
-        dt = torch.where(is_still, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / loop.order))
+        dt = torch.where(is_still, (trial * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** (1 / order))
         dt = torch.minimum(torch.maximum(torch.minimum(100 * trial, dt), given.min_step), given.max_step)
         dt = torch.where((state_norm + slope_norm).isfinite(), dt, torch.nan)
-        return number + 1, dt, given.t + change
+        return number + 1, slope.clone(), dt, given.t + change
 
-    number = torch.zeros((), dtype=torch.int64, device=start.device)
-    _, slope = while_loop(needs_slope, find_slope, (number, first_slope.clone()), tensors)
     given = Settings(*settings.unbind())
-    carried = (number.clone(), given.dt.clone(), given.t.clone())
-    _, dt, t_trial = while_loop(needs_dt, guess_dt, carried, tensors)
+    number = torch.zeros((), dtype=torch.int64, device=start.device)
+    carried = (number, first_slope.clone(), given.dt.clone(), given.t.clone())
+    _, slope, dt, t_trial = while_loop(is_needed, guess, carried, tensors)
     return slope, dt, t_trial
 
 
@@ -239,8 +261,8 @@ def reverse_steps(
     places: Places,
     tensors: tuple[Tensor, ...],
     starts: Tensor,
-    log: Tensor,
     rows: Tensor,
+    numbers: Tensor,
     number: Tensor,
     slope_gradients: Tensor,
     start_gradients: Tensor,
@@ -256,15 +278,14 @@ def reverse_steps(
         places: where the field has which tensors.
         tensors: what they are.
         starts: where attempts start (capacity + 1, size).
-        log: that of the attempts (capacity + 1, columns).
-        rows: which of them are the steps (capacity + 1), in order.
+        rows: which of them are the starts of the steps (capacity + 1), in order.
+        numbers: the times of their stages but the last, and their sizes (capacity + 1, stages), in the state's dtype.
         number: how many steps there are.
         slope_gradients: the gradients of their slopes besides what comes through their ends (capacity + 1, stages,
             size); that of a last slope is not read.
         start_gradients: those of their starts, likewise (capacity + 1, size).
         end_gradient: that of the end of the last step (size).
     """
-    last = len(loop.nodes) - 1
     step_weights = end_gradient.new_tensor(loop.table[0][-1]).unsqueeze(1)
 
     def remains(number: Tensor, *_: Tensor) -> Tensor:
@@ -273,14 +294,11 @@ def reverse_steps(
     def reverse(number, end_gradient, gradient, *tensors):
         parameters, others = tensors[:num_parameters], tensors[num_parameters:]
         step = number.reshape(1) - 1
-        row = rows.index_select(0, step)
-        entries = log.index_select(0, row).squeeze(0)
-        dt = (entries[T1] - entries[T0]).reshape(1)
-        numbers = torch.cat([entries[FIRST_TIME : FIRST_TIME + last], dt]).to(end_gradient.dtype)
-        by_slopes = slope_gradients.index_select(0, step).squeeze(0)[:-1] + step_weights * numbers[-1] * end_gradient
-        start = starts.index_select(0, row).squeeze(0)
+        of_step = numbers.index_select(0, step).squeeze(0)
+        by_slopes = slope_gradients.index_select(0, step).squeeze(0)[:-1] + step_weights * of_step[-1] * end_gradient
+        start = starts.index_select(0, rows.index_select(0, step)).squeeze(0)
         by_start, by_parameters = reverse_step(
-            func, shape, loop.table, places, parameters, others, start, by_slopes, numbers
+            func, shape, loop.table, places, parameters, others, start, by_slopes, of_step
         )
         start_gradient = end_gradient + start_gradients.index_select(0, step).squeeze(0) + by_start
         return number - 1, start_gradient, gradient + by_parameters

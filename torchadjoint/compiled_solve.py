@@ -1,7 +1,6 @@
 """A solver whose loop over steps is compiled, and the way back through its steps: `compile="solve"`.
 
-Between two calls of a loop Python is back: at a jump, and when the record of attempts is full. `compiled_loops` has the
-loops.
+Between two calls of a loop Python is back: when the record of attempts is full. `compiled_loops` has the loops.
 """
 
 import math
@@ -44,8 +43,8 @@ class LoopSystem(ForwardSystem):
             return
         self.field.check(t, state)
         # Nothing is evaluated, and no attempt is made.
-        settings = torch.zeros(len(Settings._fields), dtype=torch.float64, device=state.device)
-        self.attempts.prepare(state, torch.zeros_like(state), settings)
+        stops, settings = state.new_zeros(self.loop.capacity), state.new_zeros(len(Settings._fields))
+        self.attempts.prepare(state, torch.zeros_like(state), stops.double(), settings.double())
 
 
 @dataclass
@@ -58,8 +57,6 @@ class Outputs:
     """Of each time the number of the step."""
     weights: Tensor
     """The dense output's times the size of the step (times, stages), in the dtype of the state."""
-    are_inside: list[bool]
-    """Whether they lie before the end of the step, so that its last slope has a weight."""
 
 
 @dataclass
@@ -68,25 +65,15 @@ class Piece:
 
     starts: Tensor
     """What `attempt_steps` returns of this name."""
-    log: Tensor
-    """Likewise."""
     rows: list[int]
     """Which of the attempts were accepted."""
     entries: list[list[float]]
     """Their rows of the log."""
-    has_next: bool
-    """Whether the last slope is the first of the next piece."""
+    next_time: float | None
+    """Where the first slope of the next piece is evaluated; None if that is evaluated anew."""
     outputs: list[Outputs] = field(default_factory=list)
-
-    @property
-    def uses_last_slope(self) -> bool:
-        """Whether the dense output uses the last slope of the last step."""
-        last = len(self.rows) - 1
-        return any(
-            step == last and is_inside
-            for outputs in self.outputs
-            for step, is_inside in zip(outputs.steps, outputs.are_inside, strict=True)
-        )
+    steps_inside: set[int] = field(default_factory=set)
+    """The numbers of the steps that have outputs before their ends, which use their last slopes."""
 
 
 class LoopSolver(CompiledSolver):
@@ -119,14 +106,14 @@ class LoopSolver(CompiledSolver):
                 number = self._write_some(times, states, number)
 
     def _take_steps(self) -> None:
-        """Take those up to the next stop or the end, or as many as a call can record: they are `piece`."""
+        """Take those up to the end, or as many as a call can record: they are `piece`."""
         needs_dt = math.isnan(self.dt)
         if not needs_dt:
             self._check_step()
         self.starts, self.slopes, log, self.end, self.last_slope, position = self.system.attempts(
-            self.start, self.first_slope, self._settings(needs_dt)
+            self.start, self.first_slope, self._stops(), self._settings(needs_dt)
         )
-        self.t1, self.dt, first_time, number, t_trial = position.tolist()
+        self.t1, self.dt, first_time, needs_slope, number, t_trial = position.tolist()
         if needs_dt:
             self.statistics.evaluation_times.append(t_trial)
             if math.isnan(self.dt):
@@ -136,9 +123,10 @@ class LoopSolver(CompiledSolver):
         self.num_attempts += len(entries)
         self._count(entries)
         rows = [row for row, entry in enumerate(entries) if entry[OUTCOME] == ACCEPTED]
-        self._is_on_stop = rows[-1:] == [len(entries) - 1] and self.t1 == self._next_stop
+        self._is_on_stop = bool(needs_slope)
         self._is_start_current, self._has_last_stage, self.stage_times = False, True, [first_time]
-        self.piece = Piece(self.starts, log, rows, [entries[row] for row in rows], has_next=not self._is_on_stop)
+        next_time = None if needs_slope else first_time
+        self.piece = Piece(self.starts, rows, [entries[row] for row in rows], next_time)
         if rows and self.record is not None:
             self.record.append(self.piece)
 
@@ -148,6 +136,13 @@ class LoopSolver(CompiledSolver):
         if t1 == self.t0 or not math.isfinite(t1):
             is_sound = self.needs_slope or self.last_slope.isfinite().all()
             raise self._failure("the step became too small" if is_sound else "the vector field is not finite")
+
+    def _stops(self) -> Tensor:
+        """The next jumps, as many as a call can record."""
+        ahead = [jump for jump in self.jumps if (jump - self.t0) * self.direction > 0]
+        far = [self.direction * math.inf] * self.system.loop.capacity
+        stops = [*sorted(ahead, reverse=self.direction < 0), *far][: self.system.loop.capacity]
+        return torch.tensor(stops, dtype=torch.float64, device=self.start.device)
 
     def _settings(self, needs_dt: bool) -> Tensor:
         stepping = self.stepping
@@ -161,7 +156,6 @@ class LoopSolver(CompiledSolver):
             needs_slope=self.needs_slope,
             needs_dt=needs_dt,
             direction=self.direction,
-            stop=self.direction * math.inf if self._next_stop is None else self._next_stop,
             t_end=self.t_end,
             most_attempts=most_attempts,
             rtol=self.rtol,
@@ -177,9 +171,13 @@ class LoopSolver(CompiledSolver):
     def _count(self, entries: Sequence[Sequence[float]]) -> None:
         """Add attempts to the statistics, given their rows of the log."""
         statistics = self.statistics
+        known_time = entries[0][FIRST_TIME] if entries else None
         for entry in entries:
-            statistics.evaluation_times.extend(entry[FIRST_TIME + 1 :])
+            is_behind_jump = entry[FIRST_TIME] != known_time
+            known_time = entry[FIRST_TIME]
+            statistics.evaluation_times.extend(entry[FIRST_TIME if is_behind_jump else FIRST_TIME + 1 :])
             if entry[OUTCOME] == ACCEPTED:
+                known_time = entry[-1]
                 statistics.accept_times.append(entry[T0])
             elif entry[OUTCOME] == REJECTED:
                 statistics.reject_times.append(entry[T0])
@@ -192,7 +190,7 @@ class LoopSolver(CompiledSolver):
 
         They are as many as a call records attempts, so that the copies of slopes need no more memory than the record.
         """
-        entries, steps, points, are_inside = self.piece.entries, [], [], []
+        entries, steps, points = self.piece.entries, [], []
         step = 0
         for t in times[first : first + self.system.loop.capacity]:
             if not self.has_passed(t):
@@ -203,7 +201,8 @@ class LoopSolver(CompiledSolver):
             steps.append(step)
             fraction, dt = (t - t0) / (t1 - t0), t1 - t0
             points.append((fraction * dt, fraction**2 * dt, fraction**3 * dt, fraction**4 * dt))
-            are_inside.append(t != t1)
+            if t != t1:
+                self.piece.steps_inside.add(step)
         weights = torch.tensor(points, dtype=torch.float64, device=states.device) @ self.dense_output
         weights = weights.to(states.dtype)
         rows = torch.tensor([self.piece.rows[step] for step in steps], device=states.device)
@@ -211,8 +210,36 @@ class LoopSolver(CompiledSolver):
         next_first = first + len(steps)
         torch.add(self.starts.index_select(0, rows), changes.squeeze(1), out=states[first:next_first])
         # The first of all output times is that of the start.
-        self.piece.outputs.append(Outputs(first + 1, steps, weights, are_inside))
+        self.piece.outputs.append(Outputs(first + 1, steps, weights))
         return next_first
+
+
+@dataclass
+class Reversed:
+    """The steps of a piece as they are reversed.
+
+    Behind a step whose last slope is used, but is not the first of the next, is one of size 0, whose first slope it is.
+    """
+
+    rows: list[int]
+    """Which rows of `starts` they start from."""
+    numbers: list[list[float]]
+    """The times of all their stages but the last, and their sizes."""
+    of_step: list[int]
+    """Which of them the steps of the piece are."""
+
+    def __init__(self, piece: Piece, *, is_last: bool):
+        self.rows, self.numbers, self.of_step = [], [], []
+        next_times = [entry[FIRST_TIME] for entry in piece.entries[1:]]
+        next_times.append(None if is_last else piece.next_time)
+        for step, (row, entry, next_time) in enumerate(zip(piece.rows, piece.entries, next_times, strict=True)):
+            *times, last_time = entry[FIRST_TIME:]
+            self.of_step.append(len(self.rows))
+            self.rows.append(row)
+            self.numbers.append([*times, entry[T1] - entry[T0]])
+            if step in piece.steps_inside and last_time != next_time:
+                self.rows.append(row + 1)
+                self.numbers.append([*[last_time] * len(times), 0.0])
 
 
 class StepReversal:
@@ -228,10 +255,10 @@ class StepReversal:
         if self.reversal.is_prepared:
             return
         starts = state.new_zeros(self.loop.capacity + 1, state.numel())
-        log = starts.new_full((len(starts), FIRST_TIME + len(self.loop.nodes)), t, dtype=torch.float64)
-        piece = Piece(starts, log, rows=[], entries=[], has_next=False)
+        numbers = state.new_full((self.loop.capacity + 1, len(self.loop.nodes)), t)
+        rows = torch.zeros(self.loop.capacity + 1, dtype=torch.int64, device=state.device)
         # No step is reversed.
-        self.reversal.prepare(*self._arguments(piece, []), *self._gradients(piece, starts), state)
+        self.reversal.prepare(starts, rows, numbers, rows.new_zeros(()), *self._new_gradients(state), state)
 
     def reverse(self, record: Sequence[Piece], solution_gradient: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of the state at the start (size), its own output apart; adds to that of the parameters.
@@ -242,49 +269,43 @@ class StepReversal:
             gradient: that of the parameters (parameters).
         """
         end_gradient = torch.zeros_like(solution_gradient[0])
-        slope_gradients, start_gradients = self._gradients(record[-1], solution_gradient)
+        all_steps = [Reversed(piece, is_last=piece is record[-1]) for piece in record]
+        gradients = self._gradients(record[-1], all_steps[-1], solution_gradient)
         for index in reversed(range(len(record))):
-            piece, before = record[index], record[index - 1] if index > 0 else None
-            rows, times = piece.rows, [entry[FIRST_TIME:-1] for entry in piece.entries]
-            shares_last_slope = piece.has_next and index + 1 < len(record)
-            if piece.uses_last_slope and not shares_last_slope:
-                # The row behind the last step is one of size 0, whose first slope this is.
-                rows, times = [*rows, rows[-1] + 1], [*times, piece.entries[-1][-1:]]
-            if before is not None:
-                gradients_before = self._gradients(before, solution_gradient)
-                if before.has_next:
-                    slope_gradients[0, 0] += gradients_before[0][len(before.rows), 0]
+            piece, steps = record[index], all_steps[index]
+            if index > 0:
+                before = self._gradients(record[index - 1], all_steps[index - 1], solution_gradient)
+                gradients[0][0, 0] += before[0][len(all_steps[index - 1].rows) - 1, -1]
             end_gradient, by_parameters = self.reversal(
-                *self._arguments(piece, rows), slope_gradients, start_gradients, end_gradient
+                piece.starts, *self._tensors(steps, piece.starts), *gradients, end_gradient
             )
             gradient += by_parameters
-            self.statistics.evaluation_times.extend(time for of_step in times for time in of_step)
-            if before is not None:
-                slope_gradients, start_gradients = gradients_before
+            for *times, dt in steps.numbers:
+                self.statistics.evaluation_times.extend(times if dt else times[:1])
+            if index > 0:
+                gradients = before
         return end_gradient
 
-    def _arguments(self, piece: Piece, rows: Sequence[int]) -> tuple[Tensor, ...]:
-        padding = [0] * (self.loop.capacity + 1 - len(rows))
-        device = piece.log.device
-        return (
-            piece.starts,
-            piece.log,
-            torch.tensor([*rows, *padding], device=device),
-            torch.tensor(len(rows), device=device),
-        )
+    def _tensors(self, steps: Reversed, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, numbers and how many they are, as `reverse_steps` takes them."""
+        number, num_rows = len(steps.rows), self.loop.capacity + 1
+        rows = torch.tensor([*steps.rows, *[0] * (num_rows - number)], device=like.device)
+        numbers = like.new_zeros(num_rows, len(self.loop.nodes))
+        numbers[:number] = like.new_tensor(steps.numbers)
+        return rows, numbers, torch.tensor(number, device=like.device)
 
-    def _gradients(self, piece: Piece, solution_gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the slopes (capacity + 1, stages, size) and starts (capacity + 1, size) of steps, by outputs alone.
+    def _new_gradients(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of slopes (capacity + 1, stages, size) and starts (capacity + 1, size), all 0; `like` is a state."""
+        num_rows, size = self.loop.capacity + 1, like.numel()
+        return like.new_zeros(num_rows, len(self.loop.nodes), size), like.new_zeros(num_rows, size)
 
-        A last slope's is with the first slope behind it.
-        """
-        num_stages, size = len(self.loop.nodes), solution_gradient.shape[1]
-        of_slopes = solution_gradient.new_zeros(self.loop.capacity + 1, num_stages, size)
-        of_starts = solution_gradient.new_zeros(self.loop.capacity + 1, size)
+    def _gradients(self, piece: Piece, steps: Reversed, solution_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of slopes and starts of steps, by outputs alone. A last slope's is with the first slope behind it."""
+        of_slopes, of_starts = self._new_gradients(solution_gradient[0])
         for outputs in piece.outputs:
-            steps = torch.tensor(outputs.steps, device=of_starts.device)
-            given = solution_gradient[outputs.first : outputs.first + len(steps)]
-            of_starts.index_add_(0, steps, given)
-            of_slopes.index_add_(0, steps, outputs.weights.unsqueeze(2) * given.unsqueeze(1))
+            places = torch.tensor([steps.of_step[step] for step in outputs.steps], device=of_starts.device)
+            given = solution_gradient[outputs.first : outputs.first + len(places)]
+            of_starts.index_add_(0, places, given)
+            of_slopes.index_add_(0, places, outputs.weights.unsqueeze(2) * given.unsqueeze(1))
         of_slopes[1:, 0] += of_slopes[:-1, -1]
         return of_slopes, of_starts
