@@ -16,8 +16,6 @@ import torch
 import torchadjoint
 from torchadjoint import ADJOINTS, METHODS, Solution, arguments
 
-from . import torchdiffeq_reference
-
 LONGEST_PATH = 4096
 """How many bytes a path has at most, on Linux."""
 
@@ -96,9 +94,14 @@ class TrainingConfig:
     @property
     def solve(self) -> Callable[..., Solution]:
         """`torchadjoint.solve`, or the reference, as these settings have it."""
+        if self.solver == "torchadjoint":
+            solve = torchadjoint.solve
+        else:
+            from .torchdiffeq_reference import solve  # takes a second, and most runs do without
+
         adjoint = ADJOINTS[self.norm]
         return functools.partial(
-            torchadjoint.solve if self.solver == "torchadjoint" else torchdiffeq_reference.solve,
+            solve,
             rtol=self.rtol,
             atol=self.atol,
             method=self.method,

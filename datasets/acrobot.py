@@ -11,7 +11,6 @@ from gymnasium.envs.classic_control import AcrobotEnv
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
-from scipy.integrate import solve_ivp
 from torch import Tensor
 from tqdm import tqdm
 
@@ -61,6 +60,8 @@ class FullyActuatedAcrobot(AcrobotEnv):
         return super().reset(seed=seed, options={"low": -3.14, "high": 3.14} | (options or {}))
 
     def step(self, action: ArrayLike) -> tuple[NDArray, float, bool, bool, dict[str, Any]]:
+        from scipy.integrate import solve_ivp  # takes a while, and what is in the cache does without
+
         if self.state is None:
             raise ResetNeeded("The acrobot has no state yet: call reset() before step().")
         torques = np.clip(action, self.action_space.low, self.action_space.high).tolist()

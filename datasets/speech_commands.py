@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm import tqdm
 
@@ -245,6 +244,8 @@ def _report(data_root: str | Path | None, *, num_files: int, num_kept: int, num_
 
 def _published_parts(labels: Tensor) -> dict[str, Tensor]:
     """The indices of each part: 70 % for training, then the rest in half, each stratified by label."""
+    from sklearn.model_selection import train_test_split  # takes seconds, and what is in the cache does without
+
     counts = labels.bincount(minlength=len(WORDS))
     if counts.min() < MIN_CLIPS_PER_WORD:
         raise ValueError(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 import soundfile
 
 SAMPLE_RATE = 16_000
@@ -56,6 +55,8 @@ def _clip(word: str, generator: np.random.Generator) -> np.ndarray:
         phase = 2 * np.pi * np.cumsum(500 * 2**octaves) / SAMPLE_RATE
         sound = sum(np.sin(harmonic * phase) / harmonic for harmonic in (1, 2, 3))
     else:
+        import scipy.signal  # takes a while, and what is in the cache does without
+
         cutoff = 1500 * 2 ** generator.uniform(-0.4, 0.4)
         sections = scipy.signal.butter(4, cutoff, NOISES[word], fs=SAMPLE_RATE, output="sos")
         sound = scipy.signal.sosfilt(sections, generator.standard_normal(length))

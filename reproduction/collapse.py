@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
-from sklearn.isotonic import IsotonicRegression
 
 Case, Row = Mapping[str, Any], Mapping[str, Any]
 
@@ -61,6 +60,8 @@ class Curve:
     """The non-decreasing curve through points in the logarithms of both, by least squares; constant beyond its ends."""
 
     def __init__(self, quantity: Sequence[float], nfe: Sequence[float]):
+        from sklearn.isotonic import IsotonicRegression  # takes a second, and most commands do without
+
         self._fit = IsotonicRegression(out_of_bounds="clip").fit(numpy.log(quantity), numpy.log(nfe))
         self.spread = _share(self.distances(quantity, nfe))
         """The standard deviation of the points about the curve, as a share."""

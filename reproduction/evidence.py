@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from scipy import stats
 
 from common.results import Results, load_all
 
 from .diagnostics import path_of
 from .fair_saving import Cost, Fair, compare
 from .runs import whole_config
-from .summary import CONFIDENCE
+from .summary import half_width
 
 NAMED = ("rtol", "atol", "norm", "method", "warm_start", "integrals")
 """Settings that a comparison names."""
@@ -46,10 +45,7 @@ def interval(values: Sequence[float], unit: str, files: Iterable[Path], note: st
     if not len(values):
         return None
     array = numpy.asarray(values, dtype=float)
-    half = math.nan
-    if len(array) > 1:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * stats.sem(array))
-    middle = float(array.mean())
+    middle, half = float(array.mean()), half_width(array)
     return Finding(middle, middle - half, middle + half, len(array), unit, tuple(dict.fromkeys(files)), note)
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy
-from scipy import stats
 
-from .summary import CONFIDENCE
+from .summary import half_width
 
 Row = Mapping[str, Any]
 Cost = Literal["nfe", "cpu_seconds"]
@@ -59,9 +58,7 @@ def geometric(ratios: Mapping[int, Sequence[float]]) -> Ratio | None:
     logarithms = numpy.array([numpy.mean(numpy.log(values)) for values in ratios.values() if len(values)])
     if not len(logarithms):
         return None
-    middle, half = logarithms.mean(), math.nan
-    if len(logarithms) > 1:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, len(logarithms) - 1) * stats.sem(logarithms)
+    middle, half = logarithms.mean(), half_width(logarithms)
     return Ratio(*(float(numpy.exp(value)) for value in (middle, middle - half, middle + half)), len(logarithms))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy
 import pandas
-from scipy import stats
+from scipy.special import stdtrit
 
 from common.results import MEASURES, Results
 
@@ -150,8 +150,13 @@ def saving(costs: numpy.ndarray, baseline: numpy.ndarray) -> tuple[float, float,
     interval is Student's t about it. A single pair has no interval: its ends are NaN.
     """
     shares = 1 - costs / baseline
-    num_pairs = len(shares)
-    if num_pairs == 1:
-        return shares[0], numpy.nan, numpy.nan, 1
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, num_pairs - 1) * stats.sem(shares)
-    return shares.mean(), shares.mean() - half, shares.mean() + half, num_pairs
+    middle, half = shares.mean(), half_width(shares)
+    return middle, middle - half, middle + half, len(shares)
+
+
+def half_width(values: numpy.ndarray) -> float:
+    """Half of the interval about the mean of these values, by Student's t; NaN if there is one alone."""
+    if len(values) == 1:
+        return numpy.nan
+    standard_error = values.std(ddof=1) / numpy.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * standard_error)
