@@ -6,6 +6,7 @@ flatter.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,17 +84,16 @@ class Fair:
 def compare(rows: Sequence[Row], cost: Cost) -> list[Fair]:
     """Every way at every tolerance that `default` with dopri5 has too."""
     found = []
-    ways = dict.fromkeys((row["adjoint"], row["warm_start"], row["method"], row["rtol"]) for row in rows)
-    for adjoint, warm_start, method, rtol in ways:
-        mine = [
-            row
-            for row in rows
-            if (row["adjoint"], row["warm_start"], row["method"], row["rtol"]) == (adjoint, warm_start, method, rtol)
-        ]
+    ways, curves = defaultdict(list), defaultdict(list)
+    for row in rows:
+        ways[row["adjoint"], row["warm_start"], row["method"], row["rtol"]].append(row)
+        if (row["adjoint"], row["method"]) == ("default", "dopri5"):
+            curves[row["seed"], row["batch"]].append(row)
+    for (adjoint, warm_start, method, rtol), mine in ways.items():
         errors, equal_tolerance, equal_error = ({row["batch"]: [] for row in mine} for _ in range(3))
         num_beyond = 0
         for row in mine:
-            curve = _curve_of_default(rows, row)
+            curve = curves[row["seed"], row["batch"]]
             [same] = [point for point in curve if point["rtol"] == rtol]
             errors[row["batch"]].append(row["error"] / same["error"])
             equal_tolerance[row["batch"]].append(cost_of(row, cost) / cost_of(same, cost))
@@ -107,9 +107,3 @@ def compare(rows: Sequence[Row], cost: Cost) -> list[Fair]:
         ratios = geometric(errors), geometric(equal_tolerance), fair
         found.append(Fair(adjoint, warm_start, method, rtol, *ratios, num_beyond))
     return found
-
-
-def _curve_of_default(rows: Sequence[Row], row: Row) -> list[Row]:
-    """The points of `default` with dopri5 on the same batch and weights."""
-    own = ("default", "dopri5", row["seed"], row["batch"])
-    return [point for point in rows if tuple(point[name] for name in ("adjoint", "method", "seed", "batch")) == own]
