@@ -207,7 +207,6 @@ def _costs(gathered: Gathered) -> dict[str, Any] | None:
     rows = [
         {
             "problem": gathered.problems[name].title,
-            "jumps": f"{len(gathered.problems[name].jumps)}",
             "ours, ms besides": f"{1e3 * mine.fixed:.1f}",
             "diffrax, ms besides": f"{1e3 * others.fixed:.1f}",
             "ours, microseconds an evaluation": f"{1e6 * mine.slope:.3g}",
