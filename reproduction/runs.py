@@ -157,13 +157,12 @@ def quick(data_root: str | None) -> list[Block]:
 def cpu(data_root: str | None) -> list[Block]:
     """Hours on a CPU, reduced: a folder of some of the recordings, smaller batches, fewer epochs."""
     speech = dict(data_root=data_root, batch_size=128, metric_interval=2)
-    loose = dict(rtol=1e-3, atol=1e-6, max_epochs=24, **speech)
+    loose, tighter = (dict(rtol=rtol, atol=atol, max_epochs=24, **speech) for rtol, atol in TOLERANCES[:2])
     norms = _norms("default", "per-tensor", "seminorm")
     acrobot = dict(max_epochs=3, metric_interval=1)
     return [
-        Block("speech_commands", norms, loose, 3),
-        Block("speech_commands", _norms("discrete"), loose, 2),
-        Block("speech_commands", [BOSH3], loose, 3),
+        Block("speech_commands", [*norms, *_norms("discrete"), BOSH3], loose, 3),
+        Block("speech_commands", _norms("discrete"), tighter, 1),
         *(
             Block("speech_commands", norms, dict(rtol=rtol, atol=atol, max_epochs=8, **speech), 1)
             for rtol, atol in TOLERANCES[1:]

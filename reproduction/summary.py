@@ -40,13 +40,13 @@ CONFIDENCE = 0.95
 def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.DataFrame:
     """One row for each run, condition by condition, from how it stands with them and from all results there are.
 
-    The columns are those of `CONDITION`, then `seed`, `metric` (the column of what was learnt), `synthetic` (whether
-    the data are the sample that is not speech), `status` (`completed`, `failed` or `missing`), `failure`, `MEASURED`
-    (NFE and seconds of all training steps, loss and measures of the test set, the peak of GPU memory in bytes) and what
-    the run was made on. `seconds` are those of the process on all CPU cores where `clock` is `CPU`, else (on a GPU, or
-    in a file of schema 1) those of the wall clock. What was not measured is NaN. A run that was completed several times
-    counts once, by its latest results. `elsewhere` is how many completed results differ from the run in nothing but
-    their data.
+    The columns are those of `CONDITION`, then `seed`, `max_epochs`, `metric` (the column of what was learnt),
+    `synthetic` (whether the data are the sample that is not speech), `status` (`completed`, `failed` or `missing`),
+    `failure`, `MEASURED` (NFE and seconds of all training steps, loss and measures of the test set, the peak of GPU
+    memory in bytes) and what the run was made on. `seconds` are those of the process on all CPU cores where `clock` is
+    `CPU`, else (on a GPU, or in a file of schema 1) those of the wall clock. What was not measured is NaN. A run that
+    was completed several times counts once, by its latest results. `elsewhere` is how many completed results differ
+    from the run in nothing but their data.
     """
     standing = list(standing)
     experiments = {status.run.experiment for status in standing}
@@ -60,6 +60,7 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
         run, config = status.run, status.run.config
         condition = (run.experiment, run.group, config.rtol, config.atol, run.way)
         row = {**dict(zip(CONDITION, condition, strict=True)), "seed": config.seed}
+        row["max_epochs"] = config.max_epochs
         row["metric"] = EXPERIMENTS[run.experiment].metric(vars(config))
         row["elsewhere"] = on_any_data[replace(run, digest=None).identity] - on_its_data[run.identity]
         row["synthetic"] = getattr(config, "data_root", None) == "synthetic"
@@ -70,7 +71,7 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
         else:
             row |= {"status": "missing"}
         rows.append(row)
-    about = ["seed", "metric", "synthetic", "status", "failure", "elsewhere"]
+    about = ["seed", "max_epochs", "metric", "synthetic", "status", "failure", "elsewhere"]
     made_on = ["clock", "split", "training_samples", "batch_size", "device"]
     collected = pandas.DataFrame(rows, columns=[*CONDITION, *about, *MEASURED, *made_on])
     return collected.iloc[collected.groupby(CONDITION, sort=False).ngroup().argsort(kind="stable")]
@@ -131,9 +132,9 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 
 
 def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, baseline: str) -> pandas.DataFrame:
-    """The savings of all conditions but the baseline itself, from its and their runs of equal seed and data."""
+    """The savings of all conditions but the baseline itself, from its and their runs of equal seed, data and epochs."""
     is_baseline = completed["way"] == baseline
-    shared = ["experiment", "group", "rtol", "atol", "seed", "split"]
+    shared = ["experiment", "group", "rtol", "atol", "seed", "split", "max_epochs"]
     pairs = completed[~is_baseline].merge(completed.loc[is_baseline, [*shared, quantity]], on=shared)
     savings = {
         condition: saving(pair[f"{quantity}_x"].to_numpy(), pair[f"{quantity}_y"].to_numpy())

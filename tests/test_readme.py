@@ -100,7 +100,13 @@ def is_first_seminorm(config):
 def test_the_forward_nfe_hardly_differ(runs):
     totals = {}
     for run in (run for run in runs if run.experiment != "flow"):
-        key = (run.experiment, run.config["rtol"], run.config["seed"], run.config.get("method", "dopri5"))
+        key = (
+            run.experiment,
+            run.config["rtol"],
+            run.config["seed"],
+            run.config["max_epochs"],
+            run.config.get("method", "dopri5"),
+        )
         totals.setdefault(key, []).append(sum(epoch.forward_nfe for epoch in run.epochs))
     most = max(max(found) / min(found) - 1 for found in totals.values())
     says(f"Between norms, forward NFE differ by {most:.1%} at most".replace("%", " %"))

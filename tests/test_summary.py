@@ -81,6 +81,12 @@ def test_savings_pair_equal_seeds_on_equal_data():
     assert numpy.isnan(row["backward_nfe_saving_default_low"])
 
 
+def test_runs_of_more_epochs_are_no_pair():
+    pairs = [(speech("default", max_epochs=8), 100), (speech("seminorm", max_epochs=24), 150)]
+    row = summarise(collected([(run, result(run, cost)) for run, cost in pairs])).set_index("way").loc["seminorm"]
+    assert numpy.isnan(row["backward_nfe_saving_default"])
+
+
 def test_a_mean_is_of_runs_on_the_same_data():
     run = speech("default")
     mine, foreign = result(run, 100), result(run, 900, split="others", start_time=9.0)

@@ -115,7 +115,7 @@ def make_kernels(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Kernels:
     # What calls the kernels one after the other is C++ too.
     options = {"cpp_wrapper": True, "post_grad_custom_pre_pass": QuickTanh()}
     if hasattr(torch._inductor.config, "cpp_wrapper_build_separate"):
-        # That is compiled apart, with less effort: with as much as the kernels get, a long one takes g++ an hour.
+        # That is compiled apart, with less effort: with as much as for the kernels g++ may take over half an hour.
         options["cpp_wrapper_build_separate"] = True
     # Buffers cost more than numbers where these are few.
     options["force_pointwise_cat"] = all(size <= SMALL for size in _sizes_of_cats(graph))
