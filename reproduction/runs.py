@@ -162,7 +162,7 @@ def cpu(data_root: str | None) -> list[Block]:
     acrobot = dict(max_epochs=3, metric_interval=1)
     return [
         Block("speech_commands", [*norms, *_norms("discrete"), BOSH3], loose, 3),
-        Block("speech_commands", _norms("discrete"), tighter, 1),
+        Block("speech_commands", _norms("discrete"), tighter, 2),
         *(
             Block("speech_commands", norms, dict(rtol=rtol, atol=atol, max_epochs=8, **speech), 1)
             for rtol, atol in TOLERANCES[1:]
