@@ -131,7 +131,7 @@ def _conditions(summary: pandas.DataFrame) -> pandas.DataFrame:
 def _savings(summary: pandas.DataFrame, baselines: list[str], metric: str) -> pandas.DataFrame:
     table = _conditions(summary)
     table["runs"] = [_num_runs(*row) for row in summary[["wanted", "completed", "failed"]].itertuples(index=False)]
-    table["epochs"] = summary["epochs_mean"].map(lambda epochs: NOTHING if numpy.isnan(epochs) else f"{epochs:.4g}")
+    table["epochs"] = _epochs(summary)
     for quantity in (metric, "backward_nfe"):
         table[QUANTITIES[quantity]] = _cells(summary, quantity)
     for baseline in baselines:
@@ -142,9 +142,14 @@ def _savings(summary: pandas.DataFrame, baselines: list[str], metric: str) -> pa
 
 def _costs(summary: pandas.DataFrame) -> pandas.DataFrame:
     table = _conditions(summary)
+    table["epochs"] = _epochs(summary)
     for quantity in ("seconds", "forward_nfe", "test_backward_nfe", "memory"):
         table[QUANTITIES[quantity]] = _cells(summary, quantity)
     return table
+
+
+def _epochs(summary: pandas.DataFrame) -> pandas.Series:
+    return summary["epochs_mean"].map(lambda epochs: NOTHING if numpy.isnan(epochs) else f"{epochs:.4g}")
 
 
 def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:

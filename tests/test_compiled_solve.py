@@ -98,7 +98,7 @@ def test_a_tuple_state():
     compare(Pair(), Pair.start(), T, **TIGHT)
 
 
-@pytest.mark.usefixtures("loops")
+@pytest.mark.usefixtures("loops", "capacity")
 def test_float32():
     """Other attempts of small steps differ in the rounding of their errors, so in their sizes."""
     func, y0 = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32)

@@ -27,7 +27,7 @@ class Loop(NamedTuple):
     nodes: tuple[float, ...]
     order: int
     capacity: int
-    """How many attempts one call records."""
+    """How many attempts one call records at most; fewer by the jumps that it crosses."""
 
 
 T0, T1, OUTCOME, FIRST_TIME = range(4)
@@ -98,7 +98,8 @@ def attempt_steps(
         tensors: what they are.
         start: where the first attempt starts (size).
         first_slope: the slope there (size), if it is known.
-        stops: the next jumps (capacity), in order, each of which ends a step; infinitely far ahead if there are fewer.
+        stops: the next jumps (capacity + 1), in order, each of which ends a step; infinitely far ahead if there are
+            fewer.
         settings: those of `Settings`, in its order.
 
     Returns:
@@ -142,8 +143,8 @@ def attempt_steps(
             goes_on, functools.partial(take, stop), carried, tensors
         )
         # There the slope is asked just behind the jump.
-        direction = Settings(*settings.unbind()).direction
-        next_time = torch.nextafter(t0.to(dtype), (direction * torch.inf).to(dtype)).to(t0.dtype)
+        towards = stops.index_select(0, num_jumps.reshape(1) + 1).squeeze(0)
+        next_time = torch.nextafter(t0.to(dtype), towards.to(dtype)).to(t0.dtype)
         first_time = torch.where(is_at_jump, next_time, first_time)
         return number, num_jumps + is_at_jump, is_over, is_at_jump.to(number.dtype), t0, dt, first_time, y, slope
 

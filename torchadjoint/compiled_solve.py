@@ -43,7 +43,7 @@ class LoopSystem(ForwardSystem):
             return
         self.field.check(t, state)
         # Nothing is evaluated, and no attempt is made.
-        stops, settings = state.new_zeros(self.loop.capacity), state.new_zeros(len(Settings._fields))
+        stops, settings = state.new_zeros(self.loop.capacity + 1), state.new_zeros(len(Settings._fields))
         self.attempts.prepare(state, torch.zeros_like(state), stops.double(), settings.double())
 
 
@@ -138,10 +138,10 @@ class LoopSolver(CompiledSolver):
             raise self._failure("the step became too small" if is_sound else "the vector field is not finite")
 
     def _stops(self) -> Tensor:
-        """The next jumps, as many as a call can record."""
+        """The next jumps: one more than a call can cross."""
+        number = self.system.loop.capacity + 1
         ahead = [jump for jump in self.jumps if (jump - self.t0) * self.direction > 0]
-        far = [self.direction * math.inf] * self.system.loop.capacity
-        stops = [*sorted(ahead, reverse=self.direction < 0), *far][: self.system.loop.capacity]
+        stops = [*sorted(ahead, reverse=self.direction < 0), *[self.direction * math.inf] * number][:number]
         return torch.tensor(stops, dtype=torch.float64, device=self.start.device)
 
     def _settings(self, needs_dt: bool) -> Tensor:
