@@ -105,6 +105,20 @@ def test_float32():
     compare(func, y0, T.float(), rtol=1e-4, atol=1e-4, jump_t=[1.1], other=True, tolerance=1e-5)
 
 
+@pytest.mark.usefixtures("loops", "capacity")
+def test_behind_a_jump_it_asks_where_single_steps_do():
+    """Two jumps that are one in float32 have no number between them."""
+
+    def times_about(jump, compile):
+        func, y0 = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32)
+        options = dict(jump_t=[jump, jump + 1e-9], adjoint="discrete", rtol=1e-4, atol=1e-4, compile=compile)
+        with torch.no_grad():
+            times = solve(func, y0, T.float(), **options).statistics.forward.evaluation_times
+        return [time for time in times if abs(time - jump) < 1e-6]
+
+    assert times_about(1.1, "solve") == times_about(1.1, True)
+
+
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("adjoint", ["discrete", "seminorm", "default"])
 def test_a_solve_that_is_not_differentiated(adjoint):

@@ -66,7 +66,7 @@ def solve(problem: Problem) -> Solution:
             `seminorm` or `discrete`, and func an nn.Module that torch.compile can take as a whole. What func reads
             besides its arguments is looked at once a solve. A compiled attempt of the seminorm computes its parameters'
             part before it is accepted, and any attempt its last stage whoever needs it. "solve" compiles the loop over
-            the steps too, forward and backward, so that Python is back every 4 to 128 attempts. That needs the
+            the steps too, forward and backward, so that Python is back once in up to 128 attempts. That needs the
             adjoint `discrete`, unless nothing is differentiated, a method with error control, torch 2.14, and neither
             `step_t` nor an observer nor callbacks.
         options: `jump_t`, times at which func is discontinuous in t: every one between the first and the last time, or
