@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torchadjoint import Backsolve
 from .diagnostics import batch_of, path_of, save_record, test_set, trained_model, trained_run
 from .experiments import EXPERIMENTS
 from .gradients import exact_gradient, gradient_of, relative_error
+from .runs import identity
 
 MEASUREMENT = "equal_error"
 
@@ -95,15 +96,15 @@ def trained_seeds(weights_dir: str, experiment: str) -> dict[Path, Results]:
     """
     _, chosen = trained_run(weights_dir, experiment)
 
-    def settings(results: Results) -> dict[str, Any]:
-        return {name: value for name, value in results.config.items() if name not in ("seed", "resume")}
+    def but_for_seed(results: Results) -> str:
+        return identity(experiment, results.config | {"seed": None}, results.provenance.get("split"))
 
     return {
         path: results
         for path, results in load_all(weights_dir).items()
         if results.experiment == experiment
         and results.status == "completed"
-        and settings(results) == settings(chosen)
+        and but_for_seed(results) == but_for_seed(chosen)
         and path.with_suffix(".pt").exists()
     }
 

@@ -20,6 +20,7 @@ from datasets.acrobot import FullyActuatedAcrobot
 from reproduction import control, diagnostics
 from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
+from reproduction.equal_error import trained_seeds
 from reproduction.experiments import EXPERIMENTS
 from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, losses, step_errors
 from torchadjoint import METHODS
@@ -178,9 +179,9 @@ def test_the_caption_says_what_the_reference_was(tmp_path):
     assert "is 0.002 or less away" in reading()
 
 
-def saved_run(results_dir, *, loss=1.0, status="completed", seed=0):
+def saved_run(folder, *, loss=1.0, status="completed", **settings):
     """A run of acrobot of a few weights, on disk."""
-    config = acrobot.Config("cpu", "seminorm", batch_size=8, seed=seed)
+    config = acrobot.Config("cpu", "seminorm", batch_size=8, **settings)
     counts = dict.fromkeys(Metrics.__dataclass_fields__, 0) | {
         name: [] for name in Metrics.__dataclass_fields__ if name.endswith("_ts")
     }
@@ -202,7 +203,7 @@ def saved_run(results_dir, *, loss=1.0, status="completed", seed=0):
         history=[HistoryEntry(epoch=1, train_metrics=metrics, val_metrics=metrics)],
         status=status,
     )
-    directory = results_dir / "acrobot" / "seminorm"
+    directory = folder / "acrobot" / "seminorm"
     directory.mkdir(parents=True, exist_ok=True)
     return save(results, directory)
 
@@ -229,6 +230,13 @@ def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, s
     saved_run(tmp_path, loss=0.1, seed=2).with_suffix(".pt").unlink()
     path, results = trained_run(str(tmp_path), "acrobot")
     assert (path, results.config["seed"]) == (best, 1)
+
+
+def test_runs_that_differ_in_their_seed_are_measured_together_wherever_they_were_written(tmp_path, small_networks):
+    first = saved_run(tmp_path, loss=0.1, max_epochs=2)
+    other = saved_run(tmp_path, seed=1, max_epochs=2, results_dir="elsewhere", resume=True)
+    saved_run(tmp_path, seed=2, max_epochs=3)
+    assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [first, other]
 
 
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):
