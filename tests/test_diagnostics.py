@@ -22,7 +22,15 @@ from reproduction.captions import caption
 from reproduction.diagnostics import trained_run
 from reproduction.equal_error import trained_seeds
 from reproduction.experiments import EXPERIMENTS
-from reproduction.gradients import BLOCK_NAMES, drivers, gradient_errors, gradient_of, losses, step_errors
+from reproduction.gradients import (
+    BLOCK_NAMES,
+    drivers,
+    exact_gradient,
+    gradient_errors,
+    gradient_of,
+    losses,
+    step_errors,
+)
 from torchadjoint import METHODS
 
 
@@ -73,6 +81,10 @@ def test_the_references_own_error_is_the_distance_of_two_ways_in_float64():
         for adjoint in ("seminorm", "discrete")
     )
     assert row["reference_error"] == pytest.approx(((other - exact).norm() / exact.norm()).item(), rel=1e-6)
+    judge, _ = gradient_of(model, (batch[0].double(),), squares, adjoint="discrete", rtol=1e-6, atol=1e-6)
+    judged = exact_gradient(model, batch, squares, (1e-3, 1e-3), (1e-6, 1e-6))
+    assert judged[0].equal(exact)
+    assert judged[1] == pytest.approx(((judge - exact).norm() / exact.norm()).item(), rel=1e-6)
 
 
 def test_losses_are_those_of_the_method_and_right_answers_are_counted():

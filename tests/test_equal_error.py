@@ -87,6 +87,7 @@ def test_every_way_is_measured_at_every_tolerance():
         num_batches=1,
         atol_over_rtol=0.1,
         reference=(1e-9, 1e-9),
+        judge=(1e-9, 1e-9),
     )
     rows = list(measure_batch(measured, Model(Network(width=32)), (random(4, 3),), squares))
     assert [(row["adjoint"], row["method"], row["warm_start"], row["rtol"]) for row in rows] == [
