@@ -17,6 +17,8 @@ from .summary import half_width
 
 Row = Mapping[str, Any]
 Cost = Literal["nfe", "cpu_seconds"]
+DECADES = (1e-2, 1e-3, 1e-4)
+"""The relative tolerances at which ways are compared."""
 
 
 @dataclass(frozen=True)
