@@ -104,6 +104,12 @@ def test_the_comparison_with_diffrax_on_amd():
     warm = lead(flow, ["ours, seminorm, compiled, warm start"], [checkpoints])
     says(f"the compiled warm start is {warm} times faster than diffrax's recursive checkpoints")
 
+    [times] = benchmark(RESULTS / "gradient_step-intel-network.md")
+    network, flow = times.values()
+    says(f"On the network diffrax's recursive checkpoints are {lead(network, [checkpoints], [solve])} times faster")
+    warm = lead(flow, ["ours, seminorm, compiled, warm start"], [checkpoints])
+    says(f"than the compiled solve there; on the flow the compiled warm start is {warm} times faster than they are")
+
     [times] = benchmark(RESULTS / "gradient_step-amd-1024.md")
     of_problem = {title.rpartition(",")[0]: rows for title, rows in times.items()}
     paper = "Neural CDE, batch 1024"
