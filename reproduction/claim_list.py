@@ -33,7 +33,14 @@ ACCURACY_MARGIN = 0.02
 LOSS_MARGIN = 0.1
 """Within which difference of the logarithm two losses are alike: a factor of 1.1."""
 RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
-FAIR = "python -m reproduction.equal_error --weights-dir reference/weights --results-dir reference"
+_EQUAL_ERROR = "python -m reproduction.equal_error --results-dir reference --experiments"
+FAIR = {
+    "speech_commands": f"{_EQUAL_ERROR} speech_commands --weights-dir reference/weights --data-root recordings",
+    # Two minutes a seed.
+    "acrobot": "for seed in 0 1 2; do python acrobot.py --device cpu --norm discrete --max-epochs 2 "
+    "--metric-interval 1 --seed $seed --results-dir results/weights; done; "
+    f"{_EQUAL_ERROR} acrobot --weights-dir results/weights",
+}
 DIAGNOSTICS = "python -m reproduction.diagnostics --results-dir reference --measurements step_errors"
 
 
@@ -147,7 +154,7 @@ def _of_gradients() -> Iterator[Claim]:
             partial(_ratio, "speech_commands", "nfe", "error", adjoint="seminorm", method="dopri5", rtol=rtol),
             Above(1.0),
             factor,
-            FAIR,
+            FAIR["speech_commands"],
         )
     ways = [
         ("the seminorm", {"adjoint": "seminorm", "method": "dopri5"}),
@@ -155,8 +162,12 @@ def _of_gradients() -> Iterator[Claim]:
         ("the seminorm with bosh3", {"adjoint": "seminorm", "method": "bosh3"}),
         ("`discrete` with bosh3", {"adjoint": "discrete", "method": "bosh3"}),
     ]
-    for experiment in ("speech_commands", "acrobot"):
-        for name, way in ways:
+    of_acrobot = [
+        ("the warm start", {"adjoint": "seminorm", "warm_start": True, "method": "dopri5"}),
+        ("`as-published`", {"adjoint": "as-published", "method": "dopri5"}),
+    ]
+    for experiment, measured in (("speech_commands", ways), ("acrobot", ways + of_acrobot)):
+        for name, way in measured:
             for rtol in DECADES:
                 yield _at_equal_error(experiment, name, "nfe", rtol=rtol, **way)
     for name, way in ways:
@@ -173,22 +184,23 @@ def _at_equal_error(experiment: str, name: str, cost: Cost, *, rtol: float, **wa
         partial(_ratio, experiment, cost, "at_equal_error", rtol=rtol, **way),
         Below(0.99),  # one in a hundred is no saving
         factor,
-        FAIR,
-        "runs missing, or most gradients more exact than any of `default`",
+        FAIR[experiment],
     )
 
 
 def _ratio(experiment: str, cost: Cost, quantity: str, evidence: Evidence, **way) -> Finding | None:
     found = evidence.fair(experiment, cost, **way)
-    ratio: Ratio | None = None if found is None else getattr(found[1], quantity)
-    if ratio is None:
+    if found is None:
         return None
+    ratio: Ratio = getattr(found[1], quantity)
     path, record = evidence.measurement("equal_error", experiment)
     num_weights = len({row["seed"] for row in record["rows"]})
     note = f"of {record['batch_size']} samples, {num_weights} set{'s' * (num_weights > 1)} of weights"
+    low = ratio.low
     if quantity == "at_equal_error" and found[1].num_beyond:
-        note += f"; left out: {found[1].num_beyond} gradients more exact than any of `default`"
-    return Finding(ratio.middle, ratio.low, ratio.high, ratio.num_batches, "batches", (path,), note)
+        note += f"; at most so much, as {found[1].num_beyond} gradients are more exact than any of `default`"
+        low = 0.0
+    return Finding(ratio.middle, low, ratio.high, ratio.num_batches, "batches", (path,), note)
 
 
 def _of_ours() -> Iterator[Claim]:

@@ -37,30 +37,23 @@ def cost_of(row: Row, cost: Cost) -> float:
     return row["forward_nfe"] + row["backward_nfe"] if cost == "nfe" else row["cpu_seconds"]
 
 
-def cost_at(error: float, curve: Iterable[Row], cost: Cost) -> float | None:
-    """What the curve costs at this error, by lines in log-log between its points; None if it never gets there.
+def cost_at(error: float, curve: Iterable[Row], cost: Cost) -> float:
+    """What the curve costs at this error, by lines in log-log between its points.
 
     Points that a cheaper one beats are left out. An error larger than that of the cheapest point costs what that does:
-    nothing is cheaper.
+    nothing is cheaper. One smaller than that of the dearest costs more than that, but what that does is returned.
     """
     front: list[tuple[float, float]] = []
     for point in sorted((cost_of(row, cost), row["error"]) for row in curve):
         if not front or point[1] < front[-1][1]:
             front.append(point)
     costs, errors = (numpy.log(values) for values in zip(*front, strict=True))
-    if math.log(error) < errors[-1]:
-        return None
     return float(numpy.exp(numpy.interp(math.log(error), errors[::-1], costs[::-1])))
 
 
-def geometric(ratios: Mapping[int, Sequence[float]]) -> Ratio | None:
-    """Of the ratios of each batch, one for each set of weights: the mean over the weights is what a batch counts with.
-
-    None if there are none.
-    """
-    logarithms = numpy.array([numpy.mean(numpy.log(values)) for values in ratios.values() if len(values)])
-    if not len(logarithms):
-        return None
+def geometric(ratios: Mapping[int, Sequence[float]]) -> Ratio:
+    """The mean of all: of a batch's ratios, one for each set of weights, the mean is what the batch counts with."""
+    logarithms = numpy.array([numpy.mean(numpy.log(values)) for values in ratios.values()])
     middle, half = logarithms.mean(), half_width(logarithms)
     return Ratio(*(float(numpy.exp(value)) for value in (middle, middle - half, middle + half)), len(logarithms))
 
@@ -77,10 +70,10 @@ class Fair:
     """Its error over that of `default` with dopri5 at the same tolerance."""
     at_equal_tolerance: Ratio
     """Its cost over that of `default` with dopri5 at the same tolerance."""
-    at_equal_error: Ratio | None
-    """Its cost over that of `default` with dopri5 at the same error; None if most gradients are beyond its curve."""
+    at_equal_error: Ratio
+    """Its cost over that of `default` with dopri5 at the same error; at most so much if some are beyond."""
     num_beyond: int
-    """How many gradients are more exact than any of `default`, and so are not in `at_equal_error`."""
+    """How many gradients are more exact than any of `default`, which would cost more than its dearest."""
 
 
 def compare(rows: Sequence[Row], cost: Cost) -> list[Fair]:
@@ -99,13 +92,8 @@ def compare(rows: Sequence[Row], cost: Cost) -> list[Fair]:
             [same] = [point for point in curve if point["rtol"] == rtol]
             errors[row["batch"]].append(row["error"] / same["error"])
             equal_tolerance[row["batch"]].append(cost_of(row, cost) / cost_of(same, cost))
-            expected = cost_at(row["error"], curve, cost)
-            if expected is None:
-                num_beyond += 1
-            else:
-                equal_error[row["batch"]].append(cost_of(row, cost) / expected)
-        # What is left of them if most are beyond would be the least exact ones.
-        fair = geometric(equal_error) if 2 * num_beyond <= len(mine) else None
-        ratios = geometric(errors), geometric(equal_tolerance), fair
+            equal_error[row["batch"]].append(cost_of(row, cost) / cost_at(row["error"], curve, cost))
+            num_beyond += row["error"] < min(point["error"] for point in curve)
+        ratios = geometric(errors), geometric(equal_tolerance), geometric(equal_error)
         found.append(Fair(adjoint, warm_start, method, rtol, *ratios, num_beyond))
     return found

@@ -62,7 +62,7 @@ def solve(problem: Problem) -> Solution:
             that suit the rest leave.
         observer: is called with an `Attempt` before and after every attempted step, forward and backward.
         compile: whether torch.compile makes one function of each direction's steps, at the first use for a field and a
-            shape, which takes tens of seconds. It compiles `func` even if that has a `fused_field`. The adjoint must be
+            shape, in seconds to minutes. It compiles `func` even if that has a `fused_field`. The adjoint must be
             `seminorm` or `discrete`, and func an nn.Module that torch.compile can take as a whole. What func reads
             besides its arguments is looked at once a solve. A compiled attempt of the seminorm computes its parameters'
             part before it is accepted, and any attempt its last stage whoever needs it. "solve" compiles the loop over
