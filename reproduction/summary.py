@@ -17,7 +17,7 @@ from .experiments import EXPERIMENTS
 from .runs import identity, identity_of
 from .status import Status, one_line
 
-CONDITION = ["experiment", "group", "rtol", "atol", "way"]
+CONDITION = ["experiment", "group", "rtol", "atol", "max_epochs", "way"]
 """The columns that a condition's runs share; they differ in the seed."""
 MEASURED = [
     "epochs", *MEASURES, "loss", "backward_nfe", "forward_nfe", "test_backward_nfe", "seconds", "epoch_seconds",
@@ -40,7 +40,7 @@ CONFIDENCE = 0.95
 def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.DataFrame:
     """One row for each run, condition by condition, from how it stands with them and from all results there are.
 
-    The columns are those of `CONDITION`, then `seed`, `max_epochs`, `metric` (the column of what was learnt),
+    The columns are those of `CONDITION`, then `seed`, `metric` (the column of what was learnt),
     `synthetic` (whether the data are the sample that is not speech), `status` (`completed`, `failed` or `missing`),
     `failure`, `MEASURED` (NFE and seconds of all training steps, loss and measures of the test set, the peak of GPU
     memory in bytes) and what the run was made on. `seconds` are those of the process on all CPU cores where `clock` is
@@ -58,9 +58,8 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
     rows = []
     for status in standing:
         run, config = status.run, status.run.config
-        condition = (run.experiment, run.group, config.rtol, config.atol, run.way)
+        condition = (run.experiment, run.group, config.rtol, config.atol, config.max_epochs, run.way)
         row = {**dict(zip(CONDITION, condition, strict=True)), "seed": config.seed}
-        row["max_epochs"] = config.max_epochs
         row["metric"] = EXPERIMENTS[run.experiment].metric(vars(config))
         row["elsewhere"] = on_any_data[replace(run, digest=None).identity] - on_its_data[run.identity]
         row["synthetic"] = getattr(config, "data_root", None) == "synthetic"
@@ -71,7 +70,7 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
         else:
             row |= {"status": "missing"}
         rows.append(row)
-    about = ["seed", "max_epochs", "metric", "synthetic", "status", "failure", "elsewhere"]
+    about = ["seed", "metric", "synthetic", "status", "failure", "elsewhere"]
     made_on = ["clock", "split", "training_samples", "batch_size", "device"]
     collected = pandas.DataFrame(rows, columns=[*CONDITION, *about, *MEASURED, *made_on])
     return collected.iloc[collected.groupby(CONDITION, sort=False).ngroup().argsort(kind="stable")]
@@ -134,7 +133,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, baseline: str) -> pandas.DataFrame:
     """The savings of all conditions but the baseline itself, from its and their runs of equal seed, data and epochs."""
     is_baseline = completed["way"] == baseline
-    shared = ["experiment", "group", "rtol", "atol", "seed", "split", "max_epochs"]
+    shared = ["experiment", "group", "rtol", "atol", "max_epochs", "seed", "split"]
     pairs = completed[~is_baseline].merge(completed.loc[is_baseline, [*shared, quantity]], on=shared)
     savings = {
         condition: saving(pair[f"{quantity}_x"].to_numpy(), pair[f"{quantity}_y"].to_numpy())

@@ -153,13 +153,21 @@ def _epochs(summary: pandas.DataFrame) -> pandas.Series:
 
 
 def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
-    """Rows with a figure of the paper beside ours each, and with what the seminorm saves in both."""
+    """Rows with a figure of the paper beside ours each, and with what the seminorm saves in both.
+
+    Ours are the longest trainings that both have.
+    """
     rows = []
-    ours = papers.set_index(["experiment", "rtol", "atol", "way"])
+    ours = papers.set_index(["experiment", "rtol", "atol", "max_epochs", "way"])
     for figure in PUBLISHED:
         condition = (figure.experiment, figure.rtol, figure.atol)
-        if not {(*condition, "default"), (*condition, "seminorm")} <= set(ours.index):
+        default, seminorm = (
+            {epochs for *at, epochs, way in ours.index if (*at, way) == (*condition, name)}
+            for name in ("default", "seminorm")
+        )
+        if not default & seminorm:
             continue
+        condition += (max(default & seminorm),)
         cells = _cells(ours, figure.quantity)
         our_saving = papers_saving = NOTHING
         column = SAVINGS.get((figure.quantity, "default"))
@@ -209,6 +217,7 @@ def _scale(runs: pandas.DataFrame) -> Iterable[str]:
 def _absences(runs: pandas.DataFrame) -> Iterable[str]:
     """Which runs are missing, and why others failed."""
     names = _conditions(runs).agg(lambda row: f"{row['norm']} at {row['rtol, atol']}", axis="columns")
+    names += runs["max_epochs"].map(" for {} epochs".format)
     missing = runs[runs["status"] == "missing"]
     if not missing.empty:
         seeds = missing["seed"].astype(str).groupby(names, sort=False).agg(", ".join)
@@ -221,7 +230,7 @@ def _equal_seeds(runs: pandas.DataFrame) -> Iterable[str]:
     """What the paper's norms reach with just the seeds of the rows beyond the paper, where these have fewer."""
     metric = runs["metric"].iloc[0]
     completed = runs[runs["status"] == "completed"]
-    for pair, alike in completed.groupby(["rtol", "atol"], sort=False):
+    for (*pair, _), alike in completed.groupby(["rtol", "atol", "max_epochs"], sort=False):
         papers, seeds = alike[~_is_beyond(alike)], alike.loc[_is_beyond(alike), "seed"].unique()
         with_them = papers[papers["seed"].isin(seeds)]
         if with_them.empty or len(with_them) == len(papers):

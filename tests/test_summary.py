@@ -81,10 +81,15 @@ def test_savings_pair_equal_seeds_on_equal_data():
     assert numpy.isnan(row["backward_nfe_saving_default_low"])
 
 
-def test_runs_of_more_epochs_are_no_pair():
-    pairs = [(speech("default", max_epochs=8), 100), (speech("seminorm", max_epochs=24), 150)]
-    row = summarise(collected([(run, result(run, cost)) for run, cost in pairs])).set_index("way").loc["seminorm"]
-    assert numpy.isnan(row["backward_nfe_saving_default"])
+def test_runs_of_more_epochs_are_rows_apart_and_no_pairs():
+    costs = {("default", 8): 100, ("seminorm", 8): 50, ("seminorm", 24): 150}
+    runs = {condition: speech(condition[0], max_epochs=condition[1]) for condition in costs}
+    found = summarise(collected([(run, result(run, costs[condition])) for condition, run in runs.items()]))
+    rows = found.set_index(["way", "max_epochs"])
+    assert list(rows.index) == list(costs)
+    assert list(rows["backward_nfe_mean"]) == list(costs.values())
+    assert rows.loc[("seminorm", 8), "backward_nfe_saving_default"] == 0.5
+    assert numpy.isnan(rows.loc[("seminorm", 24), "backward_nfe_saving_default"])
 
 
 def test_a_mean_is_of_runs_on_the_same_data():
