@@ -84,7 +84,7 @@ CAPTIONS = {
         "costs over default at the same error; a column for each experiment.",
         "Above, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. Below, "
         "a way saves evaluations where it lies left of the line; bars are 95 % intervals over the batches. “At most”: "
-        "some of its gradients are more exact than any of default.",
+        "it is more exact than default at any tolerance; “at least”: it is less exact.",
     ),
     "flow-densities": Caption(
         "Flows: data, density and samples",

@@ -196,11 +196,7 @@ def _ratio(experiment: str, cost: Cost, quantity: str, evidence: Evidence, **way
     path, record = evidence.measurement("equal_error", experiment)
     num_weights = len({row["seed"] for row in record["rows"]})
     note = f"of {record['batch_size']} samples, {num_weights} set{'s' * (num_weights > 1)} of weights"
-    low = ratio.low
-    if quantity == "at_equal_error" and found[1].num_beyond:
-        note += f"; at most so much, as {found[1].num_beyond} gradients are more exact than any of `default`"
-        low = 0.0
-    return Finding(ratio.middle, low, ratio.high, ratio.num_batches, "batches", (path,), note)
+    return Finding(ratio.middle, ratio.low, ratio.high, ratio.num_batches, "batches", (path,), note)
 
 
 def _of_ours() -> Iterator[Claim]:

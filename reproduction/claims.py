@@ -169,9 +169,14 @@ def _table(judged: list[tuple[Claim, Verdict, Finding | None]]) -> Iterator[str]
 
 
 def _cells(claim: Claim, finding: Finding) -> list[str]:
-    ends = [claim.show(end) for end in (finding.low, finding.high)]
-    interval = "-" if math.isnan(finding.low) else " to ".join(ends)
-    return [claim.show(finding.value), interval, str(finding.num)]
+    number, ends = claim.show(finding.value), [claim.show(end) for end in (finding.low, finding.high)]
+    if math.isnan(finding.low) or math.isnan(finding.high):
+        return [number, "-", str(finding.num)]
+    if math.isinf(finding.low):
+        return [f"at most {number}", f"to {ends[1]}", str(finding.num)]
+    if math.isinf(finding.high):
+        return [f"at least {number}", f"from {ends[0]}", str(finding.num)]
+    return [number, " to ".join(ends), str(finding.num)]
 
 
 def _behind(judged: list[tuple[Claim, Verdict, Finding | None]], directory: Path) -> Iterator[str]:

@@ -28,7 +28,10 @@ INCIDENTAL = ("device", "save", "results_dir", "resume", "data_root", "metric_in
 
 @dataclass(frozen=True)
 class Finding:
-    """A number, the ends of its 95 % interval (NaN where there is none), of how many things, and the files behind."""
+    """A number, the ends of its 95 % interval, of how many things, and the files behind.
+
+    The ends are NaN where there is no interval. One is infinite if the number is a bound.
+    """
 
     value: float
     low: float

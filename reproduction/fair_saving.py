@@ -2,7 +2,8 @@
 
 The curve of `default` with dopri5 over the tolerances says what that costs at any error. A way's cost at one of its
 tolerances, over the cost of `default` at the error that the way has there, is a ratio that no choice of tolerances can
-flatter.
+flatter. Costs and errors are geometric means over the batches before they are compared: the gradient of a single batch
+may err less at a looser tolerance by chance, and a curve of such points would be too cheap.
 """
 
 import math
@@ -17,45 +18,21 @@ from .summary import half_width
 
 Row = Mapping[str, Any]
 Cost = Literal["nfe", "cpu_seconds"]
+Batches = Mapping[int, numpy.ndarray]
+"""Of a way at a tolerance, by batch: the logarithms of its cost and of its error, means over the weights."""
 DECADES = (1e-2, 1e-3, 1e-4)
 """The relative tolerances at which ways are compared."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A geometric mean over batches, with its interval by Student's t on the logarithms."""
+    """A ratio of geometric means over batches, with its interval by Student's t on the logarithms."""
 
     middle: float
     low: float
     high: float
-    """The ends are NaN of a single batch."""
+    """The ends are NaN of a single batch. One is infinite if the middle is a bound."""
     num_batches: int
-
-
-def cost_of(row: Row, cost: Cost) -> float:
-    """Evaluations forward and backward, or CPU seconds."""
-    return row["forward_nfe"] + row["backward_nfe"] if cost == "nfe" else row["cpu_seconds"]
-
-
-def cost_at(error: float, curve: Iterable[Row], cost: Cost) -> float:
-    """What the curve costs at this error, by lines in log-log between its points.
-
-    Points that a cheaper one beats are left out. An error larger than that of the cheapest point costs what that does:
-    nothing is cheaper. One smaller than that of the dearest costs more than that, but what that does is returned.
-    """
-    front: list[tuple[float, float]] = []
-    for point in sorted((cost_of(row, cost), row["error"]) for row in curve):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
-    costs, errors = (numpy.log(values) for values in zip(*front, strict=True))
-    return float(numpy.exp(numpy.interp(math.log(error), errors[::-1], costs[::-1])))
-
-
-def geometric(ratios: Mapping[int, Sequence[float]]) -> Ratio:
-    """The mean of all: of a batch's ratios, one for each set of weights, the mean is what the batch counts with."""
-    logarithms = numpy.array([numpy.mean(numpy.log(values)) for values in ratios.values()])
-    middle, half = logarithms.mean(), half_width(logarithms)
-    return Ratio(*(float(numpy.exp(value)) for value in (middle, middle - half, middle + half)), len(logarithms))
 
 
 @dataclass(frozen=True)
@@ -71,29 +48,77 @@ class Fair:
     at_equal_tolerance: Ratio
     """Its cost over that of `default` with dopri5 at the same tolerance."""
     at_equal_error: Ratio
-    """Its cost over that of `default` with dopri5 at the same error; at most so much if some are beyond."""
-    num_beyond: int
-    """How many gradients are more exact than any of `default`, which would cost more than its dearest."""
+    """Its cost over that of `default` with dopri5 at the same error."""
 
 
-def compare(rows: Sequence[Row], cost: Cost) -> list[Fair]:
+def cost_of(row: Row, cost: Cost) -> float:
+    """Evaluations forward and backward, or CPU seconds."""
+    return row["forward_nfe"] + row["backward_nfe"] if cost == "nfe" else row["cpu_seconds"]
+
+
+def cost_at(error: float, curve: Iterable[tuple[float, float]]) -> float:
+    """What a curve of costs and errors costs at this error, by lines between its points; all are logarithms.
+
+    Points that a cheaper one beats are left out. Beyond its ends the curve goes on level.
+    """
+    front: list[tuple[float, float]] = []
+    for point in sorted(curve):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    costs, errors = zip(*front, strict=True)
+    return float(numpy.interp(error, errors[::-1], costs[::-1]))
+
+
+def compare(rows: Iterable[Row], cost: Cost) -> list[Fair]:
     """Every way at every tolerance that `default` with dopri5 has too."""
+    ways = _by_way(rows, cost)
+    curve = {rtol: batches for (*way, rtol), batches in ways.items() if way == ["default", False, "dopri5"]}
     found = []
-    ways, curves = defaultdict(list), defaultdict(list)
-    for row in rows:
-        ways[row["adjoint"], row["warm_start"], row["method"], row["rtol"]].append(row)
-        if (row["adjoint"], row["method"]) == ("default", "dopri5"):
-            curves[row["seed"], row["batch"]].append(row)
-    for (adjoint, warm_start, method, rtol), mine in ways.items():
-        errors, equal_tolerance, equal_error = ({row["batch"]: [] for row in mine} for _ in range(3))
-        num_beyond = 0
-        for row in mine:
-            curve = curves[row["seed"], row["batch"]]
-            [same] = [point for point in curve if point["rtol"] == rtol]
-            errors[row["batch"]].append(row["error"] / same["error"])
-            equal_tolerance[row["batch"]].append(cost_of(row, cost) / cost_of(same, cost))
-            equal_error[row["batch"]].append(cost_of(row, cost) / cost_at(row["error"], curve, cost))
-            num_beyond += row["error"] < min(point["error"] for point in curve)
-        ratios = geometric(errors), geometric(equal_tolerance), geometric(equal_error)
-        found.append(Fair(adjoint, warm_start, method, rtol, *ratios, num_beyond))
+    for (*way, rtol), mine in ways.items():
+        if rtol in curve:
+            apart = numpy.array([mine[batch] - curve[rtol][batch] for batch in mine])
+            at_equal_tolerance, error = (_ratio(logarithms.mean(), logarithms) for logarithms in apart.T)
+            found.append(Fair(*way, rtol, error, at_equal_tolerance, _at_equal_error(mine, curve.values())))
     return found
+
+
+def _by_way(rows: Iterable[Row], cost: Cost) -> dict[tuple, Batches]:
+    cells = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        way = (row["adjoint"], row["warm_start"], row["method"], row["rtol"])
+        cells[way][row["batch"]].append((math.log(cost_of(row, cost)), math.log(row["error"])))
+    return {
+        way: {batch: numpy.mean(of_weights, axis=0) for batch, of_weights in batches.items()}
+        for way, batches in cells.items()
+    }
+
+
+def _at_equal_error(mine: Batches, curve: Iterable[Batches]) -> Ratio:
+    """A ratio with its interval by the jackknife over the batches.
+
+    A way more exact than all of the curve costs at most so much more than `default`, and one less exact at least: what
+    the curve costs there was not measured.
+    """
+
+    def log_ratio(batches: Sequence[int]) -> float:
+        def mean(of: Batches) -> numpy.ndarray:
+            return numpy.mean([of[batch] for batch in batches], axis=0)
+
+        own_cost, own_error = mean(mine)
+        return own_cost - cost_at(own_error, [tuple(mean(of)) for of in curve])
+
+    batches = list(mine)
+    middle, count = log_ratio(batches), len(batches)
+    others = [log_ratio([other for other in batches if other != batch]) for batch in batches] if count > 1 else [middle]
+    ratio = _ratio(middle, numpy.array([count * middle - (count - 1) * other for other in others]))
+    own_error, *errors = (numpy.mean([of[batch][1] for batch in batches]) for of in (mine, *curve))
+    if own_error < min(errors):
+        return Ratio(ratio.middle, -math.inf, ratio.high, count)
+    if own_error > max(errors):
+        return Ratio(ratio.middle, ratio.low, math.inf, count)
+    return ratio
+
+
+def _ratio(middle: float, logarithms: numpy.ndarray) -> Ratio:
+    half = half_width(logarithms)
+    return Ratio(*(float(numpy.exp(value)) for value in (middle, middle - half, middle + half)), len(logarithms))

@@ -17,10 +17,10 @@ import acrobot
 import speech_commands
 from common.results import Epoch, HistoryEntry, Metrics, Results, save
 from datasets.acrobot import FullyActuatedAcrobot
-from reproduction import control, diagnostics
+from reproduction import control, diagnostics, equal_error
 from reproduction.captions import caption
-from reproduction.diagnostics import trained_run
-from reproduction.equal_error import trained_seeds
+from reproduction.diagnostics import path_of, trained_run
+from reproduction.equal_error import MEASURED, Measured, Way, trained_seeds
 from reproduction.experiments import EXPERIMENTS
 from reproduction.gradients import (
     BLOCK_NAMES,
@@ -191,7 +191,7 @@ def test_the_caption_says_what_the_reference_was(tmp_path):
     assert "is 0.002 or less away" in reading()
 
 
-def saved_run(folder, *, loss=1.0, status="completed", **settings):
+def saved_run(folder, *, loss=1.0, status="completed", start_time=0.0, **settings):
     """A run of acrobot of a few weights, on disk."""
     config = acrobot.Config("cpu", "seminorm", batch_size=8, **settings)
     counts = dict.fromkeys(Metrics.__dataclass_fields__, 0) | {
@@ -201,7 +201,7 @@ def saved_run(folder, *, loss=1.0, status="completed", **settings):
     clocks = dict(epoch=1, loss=loss, seconds=1.0, cpu_seconds=1.0, learning_rate=0.1)
     epoch = Epoch(**dict.fromkeys(Epoch.__dataclass_fields__, 0) | clocks)
     results = Results(
-        start_time=0.0,
+        start_time=start_time,
         timespan=1.0,
         parameters=1,
         model=acrobot.build(config),
@@ -249,6 +249,31 @@ def test_runs_that_differ_in_their_seed_are_measured_together_wherever_they_were
     other = saved_run(tmp_path, seed=1, max_epochs=2, results_dir="elsewhere", resume=True)
     saved_run(tmp_path, seed=2, max_epochs=3)
     assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [first, other]
+    latest = saved_run(tmp_path, loss=0.1, max_epochs=2, start_time=9.0)
+    assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [other, latest]
+
+
+def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_reference(
+    tmp_path, small_networks, monkeypatch
+):
+    def measure(**changes):
+        equal_error.main(dataclasses.replace(options, **changes))
+        return json.loads(path_of(str(tmp_path), "equal_error", "acrobot").read_bytes())["rows"]
+
+    for seed in (0, 1):
+        saved_run(tmp_path, seed=seed)
+    monkeypatch.setattr(equal_error, "test_set", lambda *arguments: (random(40, 8, 8, dtype=torch.float32),))
+    ways = (Way("default", "dopri5", (1e-2,)),)
+    few = Measured(ways, batch_size=4, num_batches=2, atol_over_rtol=1.0, reference=(1e-5, 1e-5), judge=(1e-5, 1e-5))
+    monkeypatch.setitem(MEASURED, "acrobot", few)
+    options = equal_error.Options(str(tmp_path), str(tmp_path), experiments=("acrobot",))
+    first = measure(limit=3)
+    assert [(row["seed"], row["batch"]) for row in first] == [(0, 0), (1, 0), (0, 1)]
+    whole = measure()
+    assert whole[:3] == first
+    assert len(whole) == 4
+    monkeypatch.setitem(MEASURED, "acrobot", dataclasses.replace(few, judge=(1e-6, 1e-6)))
+    assert len(measure(limit=1)) == 1
 
 
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):

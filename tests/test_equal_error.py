@@ -2,12 +2,14 @@
 
 import math
 
+import numpy
 import pytest
 from problems import Network, random
 from test_diagnostics import Model, squares
 
 from reproduction.equal_error import MEASURED, Measured, Way, measure_batch
-from reproduction.fair_saving import compare, cost_at, geometric
+from reproduction.fair_saving import compare, cost_at
+from reproduction.summary import half_width
 
 
 def row(adjoint, rtol, nfe, error, *, batch=0, seed=0, method="dopri5"):
@@ -30,15 +32,20 @@ def default_curve(scale=1.0, **which):
     return [row("default", 10.0**-n, 100 * 10**n, scale * 100.0**-n, **which) for n in range(3)]
 
 
+def fair(rows, adjoint, cost="nfe"):
+    [found] = [found for found in compare(rows, cost) if found.adjoint == adjoint and found.rtol == 1e-2]
+    return found
+
+
 def test_the_cost_at_an_error_is_read_off_between_the_points():
-    curve = default_curve()
-    assert cost_at(1e-1, curve, "nfe") == pytest.approx(100 * 10**0.5)
-    assert cost_at(1e-3, curve, "cpu_seconds") == pytest.approx(10 * 10**0.5)
-    # A coarser gradient than the cheapest costs as much as that, and one that is never reached as much as the dearest.
-    assert cost_at(10.0, curve, "nfe") == pytest.approx(100)
-    assert cost_at(1e-5, curve, "nfe") == pytest.approx(10000)
+    curve = [(2.0, 0.0), (3.0, -2.0), (4.0, -4.0)]
+    assert cost_at(-1.0, curve) == pytest.approx(2.5)
+    assert cost_at(-3.0, curve) == pytest.approx(3.5)
+    # Beyond the ends it goes on level.
+    assert cost_at(1.0, curve) == 2
+    assert cost_at(-5.0, curve) == 4
     # A point that costs more and is no better is not on the curve.
-    assert cost_at(1e-3, [*curve, row("default", 0.5, 2000, 0.5)], "nfe") == pytest.approx(1000 * 10**0.5)
+    assert cost_at(-3.0, [*curve, (3.2, -0.5)]) == pytest.approx(3.5)
 
 
 def test_a_way_that_is_but_coarser_saves_nothing_at_equal_error():
@@ -47,34 +54,55 @@ def test_a_way_that_is_but_coarser_saves_nothing_at_equal_error():
     for batch, scale in enumerate((1.0, 2.0, 3.0)):
         rows += default_curve(scale, batch=batch)
         rows.append(row("seminorm", 1e-2, 1000, scale * 1e-2, batch=batch))
-    [fair] = [fair for fair in compare(rows, "nfe") if fair.adjoint == "seminorm"]
-    assert fair.at_equal_tolerance.middle == pytest.approx(0.1)
-    assert fair.error.middle == pytest.approx(100)
-    assert fair.at_equal_error.middle == pytest.approx(1)
-    assert (fair.at_equal_error.num_batches, fair.num_beyond) == (3, 0)
+    found = fair(rows, "seminorm")
+    assert found.at_equal_tolerance.middle == pytest.approx(0.1)
+    assert found.error.middle == pytest.approx(100)
+    ratio = found.at_equal_error
+    assert (ratio.middle, ratio.low, ratio.high) == pytest.approx((1, 1, 1))
+    assert ratio.num_batches == 3
+    assert fair(rows, "seminorm", "cpu_seconds").at_equal_error.middle == pytest.approx(1)
 
 
-def test_a_gradient_more_exact_than_any_of_the_curve_is_counted_with_its_dearest():
-    rows = [
-        *default_curve(),
-        *default_curve(batch=1),
-        row("discrete", 1e-2, 50, 1e-9),
-        row("discrete", 1e-2, 50, 1e-2, batch=1),
-    ]
-    [fair] = [fair for fair in compare(rows, "nfe") if fair.adjoint == "discrete"]
-    assert (fair.num_beyond, fair.at_equal_error.num_batches) == (1, 2)
-    assert fair.at_equal_error.middle == pytest.approx((0.005 * 0.05) ** 0.5)
-    [alone] = [fair for fair in compare(rows[:3] + rows[6:7], "nfe") if fair.adjoint == "discrete"]
-    assert alone.at_equal_error.middle == pytest.approx(0.005)
-    assert math.isnan(alone.at_equal_error.low)
+def test_default_is_what_it_is_compared_with_however_its_errors_scatter():
+    rows = default_curve(batch=0)
+    for point, error in zip(default_curve(batch=1), (1e-3, 1e-1, 1e-4), strict=True):
+        rows.append(point | {"error": error})
+    ratio = fair(rows, "default").at_equal_error
+    assert (ratio.middle, ratio.num_batches) == (pytest.approx(1), 2)
+
+
+def test_what_is_beyond_the_curve_has_a_bound_alone():
+    rows = [*default_curve(), row("discrete", 1e-2, 50, 1e-9), row("seminorm", 1e-2, 50, 10.0)]
+    exact, coarse = (fair(rows, adjoint).at_equal_error for adjoint in ("discrete", "seminorm"))
+    assert (exact.middle, exact.low) == (pytest.approx(0.005), -math.inf)
+    assert (coarse.middle, coarse.high) == (pytest.approx(0.5), math.inf)
+    assert math.isnan(exact.high)
+    assert math.isnan(coarse.low)
+
+
+def test_the_interval_is_that_of_the_mean_where_the_curve_is_straight():
+    """There the ratio is a mean of logarithms, of which the jackknife gives Student's t."""
+    factors = (1.0, 4.0, 8.0)
+    rows = []
+    for batch, factor in enumerate(factors):
+        rows += default_curve(batch=batch)
+        rows.append(row("discrete", 1e-2, 1000 * factor, 1e-2, batch=batch))
+    found = fair(rows, "discrete").at_equal_error
+    logarithms = numpy.log(factors)
+    assert found.middle == pytest.approx(numpy.exp(logarithms.mean()))
+    assert found.high == pytest.approx(numpy.exp(logarithms.mean() + half_width(logarithms)))
+    assert found.low == pytest.approx(numpy.exp(logarithms.mean() - half_width(logarithms)))
 
 
 def test_a_batch_counts_once_however_many_weights_it_was_measured_with():
-    few, many = geometric({0: [2.0], 1: [8.0]}), geometric({0: [2.0] * 5, 1: [4.0, 16.0]})
-    assert few == many
-    assert few.middle == pytest.approx(4)
-    # Student's t of one degree of freedom, on logarithms that are log 2 from their mean.
-    assert math.log(few.high / 4) == pytest.approx(12.706 * math.log(2), rel=1e-4)
+    rows = [*default_curve(), *default_curve(batch=1), row("discrete", 1e-2, 1000, 1e-2)]
+    few = [*rows, row("discrete", 1e-2, 4000, 1e-2, batch=1)]
+    many = [
+        *rows,
+        *default_curve(batch=1, seed=1),
+        *(row("discrete", 1e-2, nfe, 1e-2, batch=1, seed=seed) for seed, nfe in enumerate((2000, 8000))),
+    ]
+    assert fair(few, "discrete") == fair(many, "discrete")
 
 
 def test_every_way_is_measured_at_every_tolerance():
