@@ -96,8 +96,8 @@ def _by_way(rows: Iterable[Row], cost: Cost) -> dict[tuple, Batches]:
 def _at_equal_error(mine: Batches, curve: Iterable[Batches]) -> Ratio:
     """A ratio with its interval by the jackknife over the batches.
 
-    A way more exact than all of the curve costs at most so much more than `default`, and one less exact at least: what
-    the curve costs there was not measured.
+    Of a way more exact than all of the curve it is an upper bound, and of one less exact a lower one, as the curve ends
+    before. If that is level at its loose end, to a hundredth, it goes on so.
     """
 
     def log_ratio(batches: Sequence[int]) -> float:
@@ -109,12 +109,15 @@ def _at_equal_error(mine: Batches, curve: Iterable[Batches]) -> Ratio:
 
     batches = list(mine)
     middle, count = log_ratio(batches), len(batches)
-    others = [log_ratio([other for other in batches if other != batch]) for batch in batches] if count > 1 else [middle]
-    ratio = _ratio(middle, numpy.array([count * middle - (count - 1) * other for other in others]))
-    own_error, *errors = (numpy.mean([of[batch][1] for batch in batches]) for of in (mine, *curve))
-    if own_error < min(errors):
+    without = (
+        [log_ratio([other for other in batches if other != batch]) for batch in batches] if count > 1 else [middle]
+    )
+    ratio = _ratio(middle, numpy.array([count * middle - (count - 1) * without_one for without_one in without]))
+    (_, own_error), *points = (tuple(numpy.mean([of[batch] for batch in mine], axis=0)) for of in (mine, *curve))
+    *finer, (coarsest_cost, largest_error) = sorted(points, key=lambda point: point[1])
+    if own_error < min(error for _, error in points):
         return Ratio(ratio.middle, -math.inf, ratio.high, count)
-    if own_error > max(errors):
+    if own_error > largest_error and all(cost > coarsest_cost + 0.01 for cost, _ in finer):
         return Ratio(ratio.middle, ratio.low, math.inf, count)
     return ratio
 

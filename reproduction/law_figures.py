@@ -141,7 +141,7 @@ def _draw_ratios(ax: Axes, found: Sequence[Fair]) -> None:
         ends = [end for end in (ratio.low, ratio.middle, ratio.high) if np.isfinite(end)]
         ax.plot(ends, [place] * len(ends), color=look.color, linewidth=0.9)
         ax.plot(ratio.middle, place, color=look.color, marker=look.marker, linestyle="", **fill)
-        bound = ", at most" * np.isneginf(ratio.low) + ", at least" * np.isposinf(ratio.high)
+        bound = ", at most" * (ratio.low == -np.inf) + ", at least" * (ratio.high == np.inf)
         labels.append(f"{fair.adjoint}{', warm' * fair.warm_start}, {fair.method} {fair.rtol:g}{bound}")
     ax.axvline(1.0, color=GREY, linewidth=0.8)
     ax.set_xlabel("NFE over those of default, same error")

@@ -9,6 +9,7 @@ from test_diagnostics import Model, squares
 
 from reproduction.equal_error import MEASURED, Measured, Way, measure_batch
 from reproduction.fair_saving import compare, cost_at
+from reproduction.law_figures import equal_error
 from reproduction.summary import half_width
 
 
@@ -76,8 +77,17 @@ def test_what_is_beyond_the_curve_has_a_bound_alone():
     exact, coarse = (fair(rows, adjoint).at_equal_error for adjoint in ("discrete", "seminorm"))
     assert (exact.middle, exact.low) == (pytest.approx(0.005), -math.inf)
     assert (coarse.middle, coarse.high) == (pytest.approx(0.5), math.inf)
+    level = fair([*rows, row("default", 10.0, 100, 5.0)], "seminorm").at_equal_error
+    assert (level.middle, math.isnan(level.high)) == (pytest.approx(0.5), True)
     assert math.isnan(exact.high)
     assert math.isnan(coarse.low)
+
+
+def test_the_figure_names_bounds():
+    rows = [*default_curve(), row("discrete", 1e-2, 50, 1e-9), row("seminorm", 1e-2, 50, 10.0)]
+    *_, ratios = equal_error({"speech_commands": {"rows": rows}}).axes
+    labels = [label.get_text() for label in ratios.get_yticklabels()]
+    assert labels == ["discrete, dopri5 0.01, at most", "seminorm, dopri5 0.01, at least"]
 
 
 def test_the_interval_is_that_of_the_mean_where_the_curve_is_straight():
