@@ -149,7 +149,8 @@ files, and changes when they change. Both are named with each claim below.
 Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. *Not confirmed*: the
 interval leaves it open, or there is one run and so no interval. *Not testable here*: runs or measurements are missing,
 and as soon as they are there the claim is judged. The runs are smaller than the paper's; how large they are stands with
-each claim. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by chance: a single verdict is no proof.
+each claim. *At most* and *at least*: the number is a bound. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by
+chance: a single verdict is no proof.
 """
 
 

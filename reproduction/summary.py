@@ -106,12 +106,13 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
     and the `SAVINGS`, each a share with the ends of its interval in `_low` and `_high` and its pairs in `_pairs`.
 
     Where only some of a condition's runs have CPU seconds, the mean is over these: the two clocks do not mix. Nor do
-    two devices: seconds are those of the device that most runs of the experiment were made on.
+    two devices: seconds are those of the device of most runs at the same tolerances and of the same length.
     """
     keys = [*CONDITION, "seed"] if all_seeds else CONDITION
     known = collected.assign(**{name: collected[name].astype(float) for name in MEASURED})
     has_cpu = (known["clock"] == "CPU").groupby([known[key] for key in keys]).transform("any")
-    usual = known.groupby("experiment")["device"].transform(lambda devices: next(iter(devices.mode()), None))
+    alike = known.groupby([name for name in CONDITION if name != "way"])
+    usual = alike["device"].transform(lambda devices: next(iter(devices.mode()), None))
     is_other = known["device"].notna() & (known["device"] != usual)
     known.loc[(has_cpu & (known["clock"] != "CPU")) | is_other, ["seconds", "epoch_seconds", "clock"]] = None
     groups = known.groupby(keys, sort=False)

@@ -39,7 +39,7 @@ LEGEND = (
 CLOCKS = {"CPU": " (CPU)", "wall": " (wall)"}
 COST_NOTE = (
     "Seconds (CPU): of all cores together, over the runs that recorded them. Seconds (wall): by the clock. Both are of "
-    "the device that most of the experiment's runs were made on."
+    "the device that most runs of the same tolerances and epochs were made on."
 )
 COMPARISON_NOTE = (
     "NFE grow with batches and epochs, so of reduced runs only what is saved compares. The paper's NFE of a training "

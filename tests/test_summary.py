@@ -71,6 +71,13 @@ def test_seconds_are_those_of_the_device_of_most_runs():
     summary = summarise(collected(list(zip(runs, results, strict=True))))
     assert summary["seconds_mean"].tolist() == [3, 6]
     assert summary["backward_nfe_mean"].tolist() == [100, 100]
+    # Runs of another length were made on another one, and are compared with one another.
+    longer = [speech("default", max_epochs=24), speech("seminorm", max_epochs=24)]
+    others = [result(run, 100, cpu_seconds=(9.0, 0.0)) for run in longer]
+    for other in others:
+        other.provenance.device_name = "a slower CPU"
+    summary = summarise(collected(list(zip(runs + longer, results + others, strict=True))))
+    assert summary["seconds_mean"].tolist() == [3, 6, 9, 9]
 
 
 def test_savings_pair_equal_seeds_on_equal_data():
