@@ -245,11 +245,11 @@ def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, s
 
 
 def test_runs_that_differ_in_their_seed_are_measured_together_wherever_they_were_written(tmp_path, small_networks):
-    first = saved_run(tmp_path, loss=0.1, max_epochs=2)
+    first = saved_run(tmp_path, loss=0.1, max_epochs=2, start_time=9.0)
     other = saved_run(tmp_path, seed=1, max_epochs=2, results_dir="elsewhere", resume=True)
     saved_run(tmp_path, seed=2, max_epochs=3)
     assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [first, other]
-    saved_run(tmp_path, loss=0.1, max_epochs=2, start_time=-9.0)
+    saved_run(tmp_path, loss=0.1, max_epochs=2, start_time=1.0)
     assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [first, other], "of a seed the latest run counts"
 
 
