@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from common import command_line, provenance
 from common.results import Results, load_all
+from flows.continuous import Integrals
 from torchadjoint import Backsolve
 
 from .diagnostics import batch_of, path_of, save_record, test_set, trained_model, trained_run
 from .experiments import EXPERIMENTS
-from .fair_saving import DECADES
+from .fair_saving import COMPARED_AT, name_of
 from .gradients import exact_gradient, gradient_of, relative_error
+from .integral_errors import set_integrals
 from .runs import identity
 
 MEASUREMENT = "equal_error"
@@ -36,6 +38,13 @@ class Way:
     method: str
     rtols: tuple[float, ...]
     warm_start: bool = False
+    integrals: Integrals = "none"
+    """Of flows alone."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a row says of it."""
+        settings = {"adjoint": self.adjoint, "warm_start": self.warm_start, "method": self.method}
+        return settings | ({"integrals": self.integrals} if self.integrals != "none" else {})
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,18 @@ class Measured:
     """The same of what says how exact that is."""
 
 
+_SPEECH_COMMANDS, _ACROBOT, _FLOW = (COMPARED_AT[name] for name in ("speech_commands", "acrobot", "flow"))
 MEASURED = {
     # The field has kinks, so that most of the time goes into the reference.
     "speech_commands": Measured(
         (
             Way("default", "dopri5", (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)),
             Way("per-tensor", "dopri5", (1e-3,)),
-            Way("seminorm", "dopri5", DECADES),
-            Way("discrete", "dopri5", DECADES),
+            Way("seminorm", "dopri5", _SPEECH_COMMANDS),
+            Way("discrete", "dopri5", _SPEECH_COMMANDS),
             Way("default", "bosh3", (1e-2, 1e-3)),
-            Way("seminorm", "bosh3", DECADES),
-            Way("discrete", "bosh3", DECADES),
+            Way("seminorm", "bosh3", _SPEECH_COMMANDS),
+            Way("discrete", "bosh3", _SPEECH_COMMANDS),
         ),
         batch_size=16,
         num_batches=8,
@@ -73,10 +83,10 @@ MEASURED = {
     "acrobot": Measured(
         (
             # From where nothing gets cheaper to where nothing else is as exact.
-            Way("default", "dopri5", (1e-1, *DECADES, 1e-5)),
-            Way("default", "bosh3", DECADES),
+            Way("default", "dopri5", (1e-1, *_ACROBOT, 1e-5)),
+            Way("default", "bosh3", _ACROBOT),
             *(
-                Way(adjoint, method, DECADES, warm_start)
+                Way(adjoint, method, _ACROBOT, warm_start)
                 for method in ("dopri5", "bosh3")
                 for adjoint, warm_start in (
                     ("per-tensor", False),
@@ -93,6 +103,19 @@ MEASURED = {
         reference=(1e-7, 1e-7),
         judge=(1e-7, 1e-7),
     ),
+    "flow": Measured(
+        (
+            Way("default", "dopri5", (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6)),
+            *(Way(adjoint, "dopri5", _FLOW) for adjoint in ("per-tensor", "seminorm", "discrete")),
+            Way("seminorm", "dopri5", _FLOW, integrals="unweighed"),
+            *(Way(adjoint, "bosh3", _FLOW) for adjoint in ("default", "seminorm", "discrete")),
+        ),
+        batch_size=100,
+        num_batches=8,
+        atol_over_rtol=1.0,
+        reference=(1e-8, 1e-8),
+        judge=(1e-8, 1e-8),
+    ),
 }
 
 
@@ -101,7 +124,7 @@ def trained_seeds(weights_dir: str, experiment: str) -> dict[Path, Results]:
 
     Of several runs of one seed it is the latest. FileNotFoundError if there is none.
     """
-    _, chosen = trained_run(weights_dir, experiment)
+    _, chosen = trained_run(weights_dir, experiment, EXPERIMENTS[experiment].measured_groups[0])
 
     def but_for_seed(results: Results) -> str:
         return identity(experiment, results.config | {"seed": None}, results.provenance.get("split"))
@@ -120,9 +143,11 @@ def trained_seeds(weights_dir: str, experiment: str) -> dict[Path, Results]:
 
 def measure_batch(measured: Measured, model: nn.Module, batch: tuple[Tensor, ...], loss_function) -> Iterator[dict]:
     """A row for every way and tolerance: evaluations, CPU seconds of the gradient, its relative error."""
+    set_integrals(model, "none")
     exact, reference_error = exact_gradient(model, batch, loss_function, measured.reference, measured.judge)
     for way in measured.ways:
         adjoint = Backsolve(way.adjoint, warm_start=True) if way.warm_start else way.adjoint
+        set_integrals(model, way.integrals)
         for rtol in way.rtols:
             tolerances = {"rtol": rtol, "atol": rtol * measured.atol_over_rtol}
             started = time.process_time()
@@ -130,9 +155,7 @@ def measure_batch(measured: Measured, model: nn.Module, batch: tuple[Tensor, ...
                 model, batch, loss_function, adjoint=adjoint, method=way.method, **tolerances
             )
             yield {
-                "adjoint": way.adjoint,
-                "warm_start": way.warm_start,
-                "method": way.method,
+                **way.settings(),
                 **tolerances,
                 "forward_nfe": counted.forward.nfe,
                 "backward_nfe": counted.backward.nfe,
@@ -202,8 +225,8 @@ def measure(experiment: str, options: Options) -> None:
 
 def _is_of(saved: Mapping[str, Any], measured: Measured) -> bool:
     """Whether a file was measured as this is."""
-    ways = {(row["adjoint"], row["method"], row["rtol"], row["warm_start"]) for row in saved["rows"]}
-    wanted = {(way.adjoint, way.method, rtol, way.warm_start) for way in measured.ways for rtol in way.rtols}
+    ways = {(name_of(row), row["rtol"]) for row in saved["rows"]}
+    wanted = {(name_of(way.settings()), rtol) for way in measured.ways for rtol in way.rtols}
     exact = [tuple(saved.get(name, ())) for name in ("reference", "judge")]
     return ways == wanted and exact == [measured.reference, measured.judge]
 

@@ -73,6 +73,8 @@ class Evidence:
 
     results_dir: str
     runs: Mapping[Path, Results] = field(repr=False)
+    compared_before: dict[tuple[str, Cost], Mapping[tuple[str, float], Fair]] = field(default_factory=dict, repr=False)
+    """What `fair` has found, as many claims ask for it."""
 
     @classmethod
     def of(cls, results_dir: str) -> "Evidence":
@@ -125,17 +127,13 @@ class Evidence:
         path = path_of(self.results_dir, name, subject, group)
         return (path, json.loads(path.read_bytes())) if path.exists() else None
 
-    def fair(self, experiment: str, cost: Cost, **way: Any) -> tuple[Path, Fair] | None:
-        """The comparison with `default` of a way at a tolerance, at equal tolerance and at equal error."""
-        found = self.measurement("equal_error", experiment)
-        if found is None:
-            return None
-        path, record = found
-        wanted = {"warm_start": False, **way}
-        for fair in compare(record["rows"], cost):
-            if all(getattr(fair, name) == value for name, value in wanted.items()):
-                return path, fair
-        return None
+    def fair(self, experiment: str, cost: Cost) -> Mapping[tuple[str, float], Fair]:
+        """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured."""
+        if (experiment, cost) not in self.compared_before:
+            _, record = self.measurement("equal_error", experiment) or (None, {"rows": []})
+            found = {(fair.way, fair.rtol): fair for fair in compare(record["rows"], cost)}
+            self.compared_before[experiment, cost] = found
+        return self.compared_before[experiment, cost]
 
 
 def backward_nfe(run: Results) -> float:

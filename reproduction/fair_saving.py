@@ -14,14 +14,19 @@ from typing import Any, Literal
 
 import numpy
 
+from .runs import way_of
 from .summary import half_width
 
 Row = Mapping[str, Any]
 Cost = Literal["nfe", "cpu_seconds"]
 Batches = Mapping[int, numpy.ndarray]
 """Of a way at a tolerance, by batch: the logarithms of its cost and of its error, means over the weights."""
-DECADES = (1e-2, 1e-3, 1e-4)
-"""The relative tolerances at which ways are compared."""
+COMPARED_AT = {
+    "speech_commands": (1e-2, 1e-3, 1e-4),
+    "acrobot": (1e-2, 1e-3, 1e-4),
+    "flow": (1e-3, 1e-4, 1e-5),
+}
+"""The relative tolerances of an experiment at which ways are compared."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,8 @@ class Ratio:
 class Fair:
     """A way at one of its tolerances, against `default`."""
 
-    adjoint: str
-    warm_start: bool
-    method: str
+    way: str
+    """As `way_of` names it."""
     rtol: float
     error: Ratio
     """Its error over that of `default` with dopri5 at the same tolerance."""
@@ -49,6 +53,11 @@ class Fair:
     """Its cost over that of `default` with dopri5 at the same tolerance."""
     at_equal_error: Ratio
     """Its cost over that of `default` with dopri5 at the same error."""
+
+
+def name_of(row: Row) -> str:
+    """How a row differentiates."""
+    return way_of({**row, "norm": row["adjoint"]})
 
 
 def cost_of(row: Row, cost: Cost) -> float:
@@ -72,21 +81,21 @@ def cost_at(error: float, curve: Iterable[tuple[float, float]]) -> float:
 def compare(rows: Iterable[Row], cost: Cost) -> list[Fair]:
     """Every way at every tolerance that `default` with dopri5 has too."""
     ways = _by_way(rows, cost)
-    curve = {rtol: batches for (*way, rtol), batches in ways.items() if way == ["default", False, "dopri5"]}
+    curve = {rtol: batches for (way, rtol), batches in ways.items() if way == "default"}
     found = []
-    for (*way, rtol), mine in ways.items():
+    for (way, rtol), mine in ways.items():
         if rtol in curve:
             apart = numpy.array([mine[batch] - curve[rtol][batch] for batch in mine])
             at_equal_tolerance, error = (_ratio(logarithms.mean(), logarithms) for logarithms in apart.T)
-            found.append(Fair(*way, rtol, error, at_equal_tolerance, _at_equal_error(mine, curve.values())))
+            found.append(Fair(way, rtol, error, at_equal_tolerance, _at_equal_error(mine, curve.values())))
     return found
 
 
-def _by_way(rows: Iterable[Row], cost: Cost) -> dict[tuple, Batches]:
+def _by_way(rows: Iterable[Row], cost: Cost) -> dict[tuple[str, float], Batches]:
     cells = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        way = (row["adjoint"], row["warm_start"], row["method"], row["rtol"])
-        cells[way][row["batch"]].append((math.log(cost_of(row, cost)), math.log(row["error"])))
+        cell = cells[name_of(row), row["rtol"]]
+        cell[row["batch"]].append((math.log(cost_of(row, cost)), math.log(row["error"])))
     return {
         way: {batch: numpy.mean(of_weights, axis=0) for batch, of_weights in batches.items()}
         for way, batches in cells.items()

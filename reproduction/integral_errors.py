@@ -25,7 +25,7 @@ def integral_errors(
     the samples' losses. The reference is float64 at the tolerances `reference`, all of the state in the norm.
     """
     exact_model = copy.deepcopy(model).double()
-    _set(exact_model, "none")
+    set_integrals(exact_model, "none")
     rows = []
     for number, batch in enumerate(batches):
         rtol, atol = reference
@@ -33,7 +33,7 @@ def integral_errors(
         exact, exact_losses, _ = _step(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol)
         for rtol, atol in tolerances:
             for way in get_args(Integrals):
-                _set(model, way)
+                set_integrals(model, way)
                 gradient, losses, counted = _step(model, batch, loss_function, rtol=rtol, atol=atol)
                 rows.append(
                     {
@@ -50,7 +50,8 @@ def integral_errors(
     return rows
 
 
-def _set(model: nn.Module, integrals: Integrals) -> None:
+def set_integrals(model: nn.Module, integrals: Integrals) -> None:
+    """How all flows of the model solve for their log-determinants from now on; other models have none."""
     for module in model.modules():
         if isinstance(module, ContinuousFlow):
             module.integrals = integrals

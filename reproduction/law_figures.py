@@ -16,12 +16,14 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMeth
 from .collapse import CHOSEN, QUANTITIES, Curve, measured_savings, of_z_alone, points, spreads
 from .diagnostic_figures import Records
 from .experiments import EXPERIMENTS
-from .fair_saving import Fair, compare
-from .style import GREY, LOOKS, WIDTH, count_axis, legend_above, power, styled
+from .fair_saving import Fair, compare, name_of
+from .style import GREY, LOOKS, WIDTH, Look, count_axis, legend_above, power, styled
 
 TITLES = {name: card.short_title for name, card in EXPERIMENTS.items()} | {"neural_ode": "network of 16 channels"}
 DRAWN = ("default", "seminorm")
 """The norms of the figure of the law; `per-tensor` lies above `default`."""
+HOLLOW = ", bosh3"
+"""What the name of a way ends with if its markers are hollow."""
 
 
 @styled
@@ -106,17 +108,16 @@ def equal_error(records: Records) -> Figure:
     for (by_nfe, by_seconds, ratios), (experiment, record) in zip(axes.T, records.items(), strict=True):
         table = pandas.DataFrame(record["rows"])
         table["nfe"] = table["forward_nfe"] + table["backward_nfe"]
+        table["way"] = [name_of(row) for row in record["rows"]]
         means = np.exp(
-            np.log(table.set_index(["adjoint", "warm_start", "method", "rtol"])[["nfe", "cpu_seconds", "error"]])
-            .groupby(level=[0, 1, 2, 3], sort=False)
+            np.log(table.set_index(["way", "rtol"])[["nfe", "cpu_seconds", "error"]])
+            .groupby(level=[0, 1], sort=False)
             .mean()
         )
-        for (adjoint, warm_start, method), line in means.groupby(level=[0, 1, 2], sort=False):
-            name = "seminorm, warm start" if warm_start else adjoint
-            look = LOOKS[name]
-            fill = {} if method == "dopri5" else {"markerfacecolor": "white"}
+        for way, line in means.groupby(level=0, sort=False):
+            look, fill, name = _look_of(way)
             style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker, linewidth=0.9, **fill)
-            by_nfe.plot(line["nfe"], line["error"], label=name if method == "dopri5" else None, **style)
+            by_nfe.plot(line["nfe"], line["error"], label=None if fill else name, **style)
             by_seconds.plot(line["cpu_seconds"], line["error"], **style)
         by_nfe.set(title=TITLES[experiment], yscale="log", xlabel="NFE, forward and backward")
         count_axis(by_nfe.xaxis)
@@ -130,19 +131,22 @@ def equal_error(records: Records) -> Figure:
     return figure
 
 
+def _look_of(way: str) -> tuple[Look, dict[str, str], str]:
+    """How a way is drawn, markers of bosh3 hollow, and its name but for that."""
+    name = way.removesuffix(HOLLOW)
+    return LOOKS[name], {} if name == way else {"markerfacecolor": "white"}, name
+
+
 def _draw_ratios(ax: Axes, found: Sequence[Fair]) -> None:
-    own = ("default", "dopri5")
-    found = [fair for fair in found if (fair.adjoint, fair.method) != own]
     labels = []
-    for place, fair in enumerate(found):
-        look = LOOKS["seminorm, warm start" if fair.warm_start else fair.adjoint]
+    for place, fair in enumerate(fair for fair in found if fair.way != "default"):
+        look, fill, _ = _look_of(fair.way)
         ratio = fair.at_equal_error
-        fill = {} if fair.method == "dopri5" else {"markerfacecolor": "white"}
         ends = [end for end in (ratio.low, ratio.middle, ratio.high) if np.isfinite(end)]
         ax.plot(ends, [place] * len(ends), color=look.color, linewidth=0.9)
         ax.plot(ratio.middle, place, color=look.color, marker=look.marker, linestyle="", **fill)
         bound = ", at most" * (ratio.low == -np.inf) + ", at least" * (ratio.high == np.inf)
-        labels.append(f"{fair.adjoint}{', warm' * fair.warm_start}, {fair.method} {fair.rtol:g}{bound}")
+        labels.append(f"{fair.way}, {fair.rtol:g}{bound}")
     ax.axvline(1.0, color=GREY, linewidth=0.8)
     ax.set_xlabel("NFE over those of default, same error")
     _number_axis(ax.xaxis)

@@ -14,6 +14,7 @@ from records import made_on
 from torch import nn
 
 import acrobot
+import flow
 import speech_commands
 from common.results import Epoch, HistoryEntry, Metrics, Results, save
 from datasets.acrobot import FullyActuatedAcrobot
@@ -191,9 +192,9 @@ def test_the_caption_says_what_the_reference_was(tmp_path):
     assert "is 0.002 or less away" in reading()
 
 
-def saved_run(folder, *, loss=1.0, status="completed", start_time=0.0, **settings):
-    """A run of acrobot of a few weights, on disk."""
-    config = acrobot.Config("cpu", "seminorm", batch_size=8, **settings)
+def saved_run(folder, *, experiment=acrobot, loss=1.0, status="completed", start_time=0.0, **settings):
+    """A run of a few weights, on disk."""
+    config = experiment.Config("cpu", "seminorm", batch_size=8, **settings)
     counts = dict.fromkeys(Metrics.__dataclass_fields__, 0) | {
         name: [] for name in Metrics.__dataclass_fields__ if name.endswith("_ts")
     }
@@ -204,18 +205,18 @@ def saved_run(folder, *, loss=1.0, status="completed", start_time=0.0, **setting
         start_time=start_time,
         timespan=1.0,
         parameters=1,
-        model=acrobot.build(config),
+        model=experiment.build(config),
         train_metrics=metrics,
         val_metrics=metrics,
         test_metrics=metrics,
-        experiment="acrobot",
+        experiment=experiment.__name__,
         config=dataclasses.asdict(config),
         provenance=made_on("a"),
         epochs=[epoch],
         history=[HistoryEntry(epoch=1, train_metrics=metrics, val_metrics=metrics)],
         status=status,
     )
-    directory = folder / "acrobot" / "seminorm"
+    directory = folder / experiment.__name__ / "seminorm"
     directory.mkdir(parents=True, exist_ok=True)
     return save(results, directory)
 
@@ -251,6 +252,12 @@ def test_runs_that_differ_in_their_seed_are_measured_together_wherever_they_were
     assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [first, other]
     saved_run(tmp_path, loss=0.1, max_epochs=2, start_time=1.0)
     assert sorted(trained_seeds(str(tmp_path), "acrobot")) == [first, other], "of a seed the latest run counts"
+
+
+def test_the_flows_that_are_measured_at_equal_error_are_of_one_group(tmp_path):
+    first, other = (saved_run(tmp_path, experiment=flow, data="checkerboard", seed=seed) for seed in (0, 1))
+    saved_run(tmp_path, experiment=flow, data="2spirals", loss=0.1)
+    assert sorted(trained_seeds(str(tmp_path), "flow")) == [first, other]
 
 
 def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_reference(

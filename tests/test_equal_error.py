@@ -4,12 +4,15 @@ import math
 
 import numpy
 import pytest
+import torch
 from problems import Network, random
 from test_diagnostics import Model, squares
 
+import flow
+from reproduction import equal_error, gradients, law_figures
 from reproduction.equal_error import MEASURED, Measured, Way, measure_batch
-from reproduction.fair_saving import compare, cost_at
-from reproduction.law_figures import equal_error
+from reproduction.fair_saving import COMPARED_AT, compare, cost_at, name_of
+from reproduction.gradients import gradient_of
 from reproduction.summary import half_width
 
 
@@ -33,8 +36,8 @@ def default_curve(scale=1.0, **which):
     return [row("default", 10.0**-n, 100 * 10**n, scale * 100.0**-n, **which) for n in range(3)]
 
 
-def fair(rows, adjoint, cost="nfe"):
-    [found] = [found for found in compare(rows, cost) if found.adjoint == adjoint and found.rtol == 1e-2]
+def fair(rows, way, cost="nfe"):
+    [found] = [found for found in compare(rows, cost) if (found.way, found.rtol) == (way, 1e-2)]
     return found
 
 
@@ -85,9 +88,9 @@ def test_what_is_beyond_the_curve_has_a_bound_alone():
 
 def test_the_figure_names_bounds():
     rows = [*default_curve(), row("discrete", 1e-2, 50, 1e-9), row("seminorm", 1e-2, 50, 10.0)]
-    *_, ratios = equal_error({"speech_commands": {"rows": rows}}).axes
+    *_, ratios = law_figures.equal_error({"speech_commands": {"rows": rows}}).axes
     labels = [label.get_text() for label in ratios.get_yticklabels()]
-    assert labels == ["discrete, dopri5 0.01, at most", "seminorm, dopri5 0.01, at least"]
+    assert labels == ["discrete, 0.01, at most", "seminorm, 0.01, at least"]
 
 
 def test_the_interval_is_that_of_the_mean_where_the_curve_is_straight():
@@ -135,6 +138,25 @@ def test_every_way_is_measured_at_every_tolerance():
     assert all(row["reference_error"] < rows[1]["error"] / 10 for row in rows)
 
 
+def test_a_flows_integrals_are_weighed_but_where_a_way_says_otherwise(monkeypatch):
+    """And never for the reference, however the model came."""
+    solved = []
+
+    def spy(model, *arguments, **options):
+        solved.append(model.flow.integrals)
+        return gradient_of(model, *arguments, **options)
+
+    for module in (equal_error, gradients):
+        monkeypatch.setattr(module, "gradient_of", spy)
+    ways = (Way("seminorm", "dopri5", (1e-2,), integrals="unweighed"), Way("default", "dopri5", (1e-2,)))
+    reference = (1e-4, 1e-4)
+    measured = Measured(ways, batch_size=4, num_batches=1, atol_over_rtol=1.0, reference=reference, judge=reference)
+    config = flow.Config("cpu", "seminorm", data="checkerboard", width=4, integrals="unweighed")
+    rows = list(measure_batch(measured, flow.build(config), (random(4, 2, dtype=torch.float32),), flow.mean_loss))
+    assert solved == ["none", "none", "unweighed", "none"]
+    assert [name_of(row) for row in rows] == ["seminorm, integrals unweighed", "default"]
+
+
 @pytest.mark.parametrize("experiment", MEASURED)
 def test_the_reference_is_two_decades_tighter_and_every_tolerance_has_its_default(experiment):
     measured = MEASURED[experiment]
@@ -144,3 +166,4 @@ def test_the_reference_is_two_decades_tighter_and_every_tolerance_has_its_defaul
     first = measured.ways[0]
     assert (first.adjoint, first.method) == ("default", "dopri5")
     assert all(set(way.rtols) <= set(first.rtols) for way in measured.ways)
+    assert set(COMPARED_AT[experiment]) <= set(first.rtols)
