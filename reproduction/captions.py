@@ -81,10 +81,11 @@ CAPTIONS = {
     "equal-error": Caption(
         "What is saved at the same error",
         "Line charts of the relative error of the gradient against NFE and against CPU seconds, and what every way "
-        "costs over default at the same error; a column for each experiment.",
-        "Above, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. Below, "
-        "a way saves evaluations where it lies left of the line; bars are 95 % intervals over the batches. “At most”: "
-        "it is more exact than default at any tolerance; “at least”: it is less exact.",
+        "costs over default at the same error; a row for each experiment.",
+        "To the left, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. To "
+        "the right, a way saves evaluations where it lies left of the line, at three tolerances from loose to tight; "
+        "bars are 95 % intervals over the batches. An arrow to the left: the way is more exact than default at any "
+        "tolerance, so it costs this much at most; to the right: it is less exact, so at least.",
     ),
     "flow-densities": Caption(
         "Flows: data, density and samples",

@@ -3,6 +3,7 @@
 Each takes what `diagnostic_figures.read` returns and gives a matplotlib figure, as those of that module do.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from .collapse import CHOSEN, QUANTITIES, Curve, measured_savings, of_z_alone, p
 from .diagnostic_figures import Records
 from .experiments import EXPERIMENTS
 from .fair_saving import Fair, compare, name_of
-from .style import GREY, LOOKS, WIDTH, Look, count_axis, legend_above, power, styled
+from .style import GREY, LOOKS, WIDTH, Look, legend_above, power, styled
 
 TITLES = {name: card.short_title for name, card in EXPERIMENTS.items()} | {"neural_ode": "network of 16 channels"}
 DRAWN = ("default", "seminorm")
@@ -99,13 +100,14 @@ def _draw_savings(ax: Axes, cases: Sequence[Mapping[str, Any]], settings: Sequen
 def equal_error(records: Records) -> Figure:
     """Error of the gradient against evaluations and CPU seconds, and the cost of each way at equal error.
 
-    A column for each experiment. Above, a line is a way and its points are tolerances: geometric means over batches and
-    weights; filled with dopri5, hollow with bosh3. Below, the evaluations over those that `default` with dopri5 needs
-    for the same error, with 95 % intervals: left of the line a way saves.
+    A row for each experiment. To the left, a line is a way and its points are tolerances: geometric means over batches
+    and weights; filled with dopri5, hollow with bosh3. To the right, the evaluations over those that `default` with
+    dopri5 needs for the same error, with 95 % intervals: left of the line a way saves. A way's tolerances lie one below
+    the other, the loosest on top; an arrow points where a bound leaves it open.
     """
-    figure = Figure(figsize=(WIDTH, 10.0), layout="constrained")
-    axes = figure.subplots(3, len(records), squeeze=False, gridspec_kw={"height_ratios": (1.0, 1.0, 2.2)})
-    for (by_nfe, by_seconds, ratios), (experiment, record) in zip(axes.T, records.items(), strict=True):
+    figure = Figure(figsize=(WIDTH, 3.2 * len(records)), layout="constrained")
+    axes = figure.subplots(len(records), 3, squeeze=False, gridspec_kw={"width_ratios": (1.0, 1.0, 1.1)})
+    for (by_nfe, by_seconds, ratios), (experiment, record) in zip(axes, records.items(), strict=True):
         table = pandas.DataFrame(record["rows"])
         table["nfe"] = table["forward_nfe"] + table["backward_nfe"]
         table["way"] = [name_of(row) for row in record["rows"]]
@@ -119,15 +121,13 @@ def equal_error(records: Records) -> Figure:
             style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker, linewidth=0.9, **fill)
             by_nfe.plot(line["nfe"], line["error"], label=None if fill else name, **style)
             by_seconds.plot(line["cpu_seconds"], line["error"], **style)
-        by_nfe.set(title=TITLES[experiment], yscale="log", xlabel="NFE, forward and backward")
-        count_axis(by_nfe.xaxis)
-        by_seconds.set(yscale="log", xlabel="CPU seconds of a gradient")
-        for axis in (by_seconds.xaxis, by_nfe.yaxis, by_seconds.yaxis):
+        by_nfe.set(xlabel="NFE, forward and backward", ylabel="relative error of the gradient")
+        by_nfe.set_title(TITLES[experiment], loc="left")
+        by_seconds.set_xlabel("CPU seconds of a gradient")
+        for axis in (by_nfe.xaxis, by_seconds.xaxis, by_nfe.yaxis, by_seconds.yaxis):
             _number_axis(axis)
         _draw_ratios(ratios, compare(record["rows"], "nfe"))
-    for ax in axes[:2, 0]:
-        ax.set_ylabel("relative error of the gradient")
-    legend_above(figure, axes[0])
+    legend_above(figure, axes[:, 0])
     return figure
 
 
@@ -138,25 +138,31 @@ def _look_of(way: str) -> tuple[Look, dict[str, str], str]:
 
 
 def _draw_ratios(ax: Axes, found: Sequence[Fair]) -> None:
-    labels = []
-    for place, fair in enumerate(fair for fair in found if fair.way != "default"):
-        look, fill, _ = _look_of(fair.way)
-        ratio = fair.at_equal_error
-        ends = [end for end in (ratio.low, ratio.middle, ratio.high) if np.isfinite(end)]
-        ax.plot(ends, [place] * len(ends), color=look.color, linewidth=0.9)
-        ax.plot(ratio.middle, place, color=look.color, marker=look.marker, linestyle="", **fill)
-        bound = ", at most" * (ratio.low == -np.inf) + ", at least" * (ratio.high == np.inf)
-        labels.append(f"{fair.way}, {fair.rtol:g}{bound}")
+    ways = list(dict.fromkeys(fair.way for fair in found if fair.way != "default"))
+    for row, way in enumerate(ways):
+        look, fill, _ = _look_of(way)
+        of_way = sorted((fair for fair in found if fair.way == way), key=lambda fair: -fair.rtol)
+        for place, fair in zip(row + np.linspace(-0.3, 0.3, len(of_way) + 2)[1:-1], of_way, strict=True):
+            ratio = fair.at_equal_error
+            ends = [end for end in (ratio.low, ratio.middle, ratio.high) if np.isfinite(end)]
+            ax.plot(ends, [place] * len(ends), color=look.color, linewidth=0.9)
+            ax.plot(ratio.middle, place, color=look.color, marker=look.marker, markersize=3.0, linestyle="", **fill)
+            for end, share in ((ratio.low, 0.85), (ratio.high, 1 / 0.85)):
+                if np.isinf(end):
+                    arrow = dict(arrowstyle="->", color=look.color, linewidth=0.9, shrinkA=0, shrinkB=0)
+                    ax.annotate("", (share * ratio.middle, place), (ratio.middle, place), arrowprops=arrow)
     ax.axvline(1.0, color=GREY, linewidth=0.8)
-    ax.set_xlabel("NFE over those of default, same error")
+    ax.set_xlabel("NFE over default's, same error")
     _number_axis(ax.xaxis)
-    ax.set_yticks(range(len(labels)), labels, fontsize=5.5)
+    ax.set_yticks(range(len(ways)), [textwrap.fill(way, 18) for way in ways], fontsize=6)
     ax.invert_yaxis()
 
 
 def _number_axis(axis: Axis) -> None:
-    """Makes a logarithmic axis with its ticks at 1, 2 and 5 times powers of ten, written out."""
+    """Makes a logarithmic axis with its ticks written out, the closer the shorter it is."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    wanted = [(3, (1, 1.5, 2, 3, 5, 7)), (10, (1, 2, 5)), (100, (1, 3)), (np.inf, (1,))]
+    axis.set_major_locator(LogLocator(subs=next(subs for most, subs in wanted if high <= most * low)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
