@@ -29,9 +29,8 @@ class Above:
 
     def judge(self, finding: Finding) -> Verdict:
         """What the finding says."""
-        if finding.low > self.bound:
-            return "confirmed"
-        return "refuted" if finding.high < self.bound else "not confirmed"
+        low, high = finding.reach
+        return "confirmed" if low > self.bound else "refuted" if high < self.bound else "not confirmed"
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,8 @@ class Below:
 
     def judge(self, finding: Finding) -> Verdict:
         """What the finding says."""
-        if finding.high < self.bound:
-            return "confirmed"
-        return "refuted" if finding.low > self.bound else "not confirmed"
+        low, high = finding.reach
+        return "confirmed" if high < self.bound else "refuted" if low > self.bound else "not confirmed"
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,17 @@ class AtMost:
 
 
 @dataclass(frozen=True)
+class AtLeast:
+    """Confirmed if the number itself is at least the bound, refuted if not: of numbers that have no interval."""
+
+    bound: float
+
+    def judge(self, finding: Finding) -> Verdict:
+        """What the finding says."""
+        return "confirmed" if finding.value >= self.bound else "refuted"
+
+
+@dataclass(frozen=True)
 class Claim:
     """A sentence, where it is from, the number that it is about, and the rule."""
 
@@ -96,7 +105,7 @@ class Claim:
     what: str
     """What the number is."""
     find: Callable[[Evidence], Finding | None]
-    rule: Above | Below | Within | Holds | AtMost
+    rule: Above | Below | Within | Holds | AtMost | AtLeast
     show: Callable[[float], str]
     command: str
     """What makes the files again."""
@@ -150,7 +159,8 @@ Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what th
 interval leaves it open, or there is one run and so no interval. *Not testable here*: runs or measurements are missing,
 and as soon as they are there the claim is judged. The runs are smaller than the paper's; how large they are stands with
 each claim. *At most* and *at least*: the number is a bound. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by
-chance: a single verdict is no proof.
+chance: a single verdict is no proof. Where gradients are measured, the interval is over batches, for the weights that
+were there, and a verdict asks that each set of weights alone agrees.
 """
 
 
@@ -190,6 +200,9 @@ def _behind(judged: list[tuple[Claim, Verdict, Finding | None]], directory: Path
         if finding is not None:
             note = f" ({finding.note})" if finding.note else ""
             yield f"- n = {finding.num} {finding.unit}{note}."
+            if finding.of_weights:
+                alone = ", ".join(map(claim.show, finding.of_weights))
+                yield f"- By each set of weights alone: {alone}. The interval does not hold how weights differ."
             yield f"- Files: {', '.join(_link(path, directory) for path in sorted(finding.files))}"
         yield f"- Again: `{claim.command}`"
         yield ""

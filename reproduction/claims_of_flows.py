@@ -65,7 +65,10 @@ def claims_of_flows() -> Iterator[Claim]:
         _gain_by_width,
         Above(0.01),
         points,
-        "python -m reproduction.diagnostics --experiments flow --measurements growth --results-dir reference",
+        "for width in 16 64; do python flow.py --device cpu --norm discrete --data digits --width $width "
+        "--batch-size 50 --max-epochs 10 --results-dir results/weights; done; python -m reproduction.diagnostics "
+        "--experiments flow --measurements growth --results-dir reference --weights-dir results/weights",
+        "it saves nothing at either width",
     )
 
 
@@ -74,6 +77,8 @@ def _gain_by_width(evidence: Evidence) -> Finding | None:
     if None in found:
         return None
     narrow, wide = (_savings(record["rows"]) for _, record in found)
+    if not any((*narrow.values(), *wide.values())):
+        return None
     return interval([wide[batch] - narrow[batch] for batch in wide], "batches", [path for path, _ in found])
 
 

@@ -85,6 +85,13 @@ def spreads(cases: Sequence[Case], norm: str) -> dict[str, float]:
     return {"nothing": _share(numpy.log(nfe)), **found}
 
 
+def asymmetry(case: Case, norm: str) -> float:
+    """By which share the backward NFE over those of z alone differ where loss scale / atol is equal, at most."""
+    ratios, nfe = points([case], norm, "loss scale / atol")
+    alike = [nfe[numpy.isclose(ratios, ratio)] for ratio in ratios]
+    return float(max(group.max() / group.min() - 1 for group in alike))
+
+
 def spread_left_out(cases: Sequence[Case], norm: str, quantity: str) -> float:
     """As that about one curve, but each case is judged by the curve through the others."""
     distances = []

@@ -131,7 +131,9 @@ def measure_step_errors(
     observe = functools.partial(step_errors, model, batch, setting.loss_function)
     own = dict(rtol=config.rtol, atol=config.atol)
     steps = {}
-    for norm in ("default", "seminorm"):
+    for norm in ("default", "seminorm", "as-published"):
+        if norm not in setting.adjoints:
+            continue
         found = observe(adjoint=norm, **own)
         steps[norm] = {name: _rounded([step[name] for step in found]) for name in found[0]}
     shares = []
@@ -244,7 +246,9 @@ class Options:
     """
 
     results_dir: str = "results"
-    """Folder of the results files, of which one of each experiment must have its weights beside it."""
+    """Folder of the results, where it is saved in `diagnostics`."""
+    weights_dir: str | None = None
+    """Folder of the results files that have their weights beside them; that of the results if not given."""
     data_root: str | None = None
     """Where the Speech Commands recordings are now; where the run had them if not given."""
     experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
@@ -257,6 +261,7 @@ def main(options: Options) -> None:
     """Makes every measurement asked for that there are weights for."""
     logging.basicConfig(format="%(message)s")
     lacking = []
+    weights_dir = options.weights_dir or options.results_dir
     groups = [(name, group) for name in options.experiments for group in EXPERIMENTS[name].measured_groups]
     for experiment, group in groups:
         card = EXPERIMENTS[experiment]
@@ -266,7 +271,7 @@ def main(options: Options) -> None:
         if not wanted:
             continue
         try:
-            path, results = trained_run(options.results_dir, experiment, group)
+            path, results = trained_run(weights_dir, experiment, group)
         except FileNotFoundError as error:
             lacking.append(str(error))
             continue
@@ -278,7 +283,7 @@ def main(options: Options) -> None:
         data = test_set(experiment, config, results.provenance["split"])
         for measurement in wanted:
             values = MEASUREMENTS[measurement](experiment, config, model, data)
-            source = {"run": path.relative_to(options.results_dir).as_posix(), "config": results.config}
+            source = {"run": path.relative_to(weights_dir).as_posix(), "config": results.config}
             target = path_of(options.results_dir, measurement, experiment, group)
             save_record(target, {**source, "provenance": provenance.describe(torch.device("cpu")), **values})
             print(f"Saved {target}", flush=True)

@@ -41,6 +41,13 @@ class Finding:
     """What `num` counts: pairs of runs, batches."""
     files: tuple[Path, ...]
     note: str = ""
+    of_weights: tuple[float, ...] = ()
+    """The number by each set of weights alone, where the interval is over batches."""
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """What a verdict looks at: the interval, widened to hold the number by each set of weights."""
+        return min((self.low, *self.of_weights)), max((self.high, *self.of_weights))
 
 
 def interval(values: Sequence[float], unit: str, files: Iterable[Path], note: str = "") -> Finding | None:
@@ -73,7 +80,7 @@ class Evidence:
 
     results_dir: str
     runs: Mapping[Path, Results] = field(repr=False)
-    compared_before: dict[tuple[str, Cost], Mapping[tuple[str, float], Fair]] = field(default_factory=dict, repr=False)
+    compared_before: dict[tuple, Mapping[tuple[str, float], Fair]] = field(default_factory=dict, repr=False)
     """What `fair` has found, as many claims ask for it."""
 
     @classmethod
@@ -127,13 +134,17 @@ class Evidence:
         path = path_of(self.results_dir, name, subject, group)
         return (path, json.loads(path.read_bytes())) if path.exists() else None
 
-    def fair(self, experiment: str, cost: Cost) -> Mapping[tuple[str, float], Fair]:
-        """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured."""
-        if (experiment, cost) not in self.compared_before:
+    def fair(self, experiment: str, cost: Cost, seed: int | None = None) -> Mapping[tuple[str, float], Fair]:
+        """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured.
+
+        Of the weights of one seed, or of all.
+        """
+        key = (experiment, cost, seed)
+        if key not in self.compared_before:
             _, record = self.measurement("equal_error", experiment) or (None, {"rows": []})
-            found = {(fair.way, fair.rtol): fair for fair in compare(record["rows"], cost)}
-            self.compared_before[experiment, cost] = found
-        return self.compared_before[experiment, cost]
+            rows = [row for row in record["rows"] if seed in (None, row["seed"])]
+            self.compared_before[key] = {(fair.way, fair.rtol): fair for fair in compare(rows, cost)}
+        return self.compared_before[key]
 
 
 def backward_nfe(run: Results) -> float:

@@ -157,7 +157,8 @@ def after_eight_epochs(runs, rtol):
 
 def test_the_table_of_errors():
     record = diagnosis("gradient_errors", "speech_commands")
-    for rtol in TOLERANCES:
+    tolerances = TOLERANCES[:2]
+    for rtol in tolerances:
         row = [f"1e{math.log10(rtol):.0f}"]
         for adjoint in ("seminorm", "per-tensor", "discrete"):
             error, nfe = (
@@ -166,7 +167,7 @@ def test_the_table_of_errors():
             row += [with_interval(error), f"{statistics.geometric_mean(nfe):.2f}"]
         says(f"| {' | '.join(row)} |")
     pairs = [
-        factor for rtol in TOLERANCES for factor in ratios("speech_commands", rtol, "seminorm", "default", "error")
+        factor for rtol in tolerances for factor in ratios("speech_commands", rtol, "seminorm", "default", "error")
     ]
     loose = ratios("speech_commands", 1e-2, "seminorm", "default", "error")
     says(f"at 1e-2, by {min(loose):.2f} to {max(loose):.2f} times")
@@ -176,11 +177,21 @@ def test_the_table_of_errors():
     says(f"pairs, by {min(pairs):.2f} to {max(pairs):.2f} times")
     num_batches = len({row["batch"] for row in record["rows"]})
     says(f"n = {num_batches} batches of {record['batch_size']} clips, one set of weights")
-    for rtol in TOLERANCES:
+    for rtol in tolerances:
         errors = (ratios("speech_commands", rtol, "discrete", other, "error") for other in ("per-tensor", "seminorm"))
         assert all(statistics.geometric_mean(factors) > 1 for factors in errors)
     assert [decades(experiment) for experiment in ("speech_commands", "acrobot")] == [1, 3]
-    says("the seminorm in float64, one decade tighter than the tightest point (three on acrobot)")
+    says("two decades tighter than the row at 1e-4")
+    says("On acrobot, where it is three decades tighter than the tightest point")
+    other = {
+        adjoint: statistics.geometric_mean(
+            row["error"]
+            for row in diagnosis("methods", "speech_commands")["rows"]
+            if (row["method"], row["rtol"], row["adjoint"]) == ("dopri5", 1e-3, adjoint)
+        )
+        for adjoint in ("default", "seminorm")
+    }
+    says(f"has the smaller one at 1e-3, {other['seminorm'] / other['default']:.2f} times, over three batches too")
 
 
 def test_the_table_of_flows():
@@ -258,7 +269,24 @@ def test_the_errors_on_acrobot():
 def test_what_sets_the_steps():
     shares = [share["a_theta"] for share in diagnosis("step_errors", "speech_commands")["shares"]]
     says(f"error in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the steps of `default`")
-    assert all(share["z"] == 1 for share in diagnosis("step_errors", "acrobot")["shares"])
+    record = diagnosis("step_errors", "acrobot")
+    assert all(share["z"] == 1 for share in record["shares"])
+
+
+def test_the_saving_of_the_released_norm_on_acrobot_is_a_longer_first_step():
+    guesses, numbers = {}, {}
+    for norm, steps in diagnosis("step_errors", "acrobot")["steps"].items():
+        assert max(steps["error_ratio"]) < 1, "none is rejected"
+        starts = [number for number, t0 in enumerate(steps["t0"]) if abs(t0 / 0.05 - round(t0 / 0.05)) < 1e-6]
+        guesses[norm] = statistics.mean(steps["t0"][number] - steps["t1"][number] for number in starts)
+        numbers[norm] = len(steps["t0"]) / len(starts)
+    assert numbers == {"default": 2, "seminorm": 2, "as-published": 1}
+    assert guesses["default"] == guesses["seminorm"] < 0.05 < guesses["as-published"]
+    says(f"first guess a step of {guesses['default']:.3f} s, a little too short")
+    says(f"`as-published` guesses {guesses['as-published']:.3f} s, which is enough")
+    evaluations = {norm: 2 + 6 * number for norm, number in numbers.items()}
+    says(f"takes {evaluations['as-published']:.0f} evaluations in place of {evaluations['default']:.0f}")
+    says(f"the whole saving of {100 * (1 - evaluations['as-published'] / evaluations['default']):.0f} %")
 
 
 def test_the_acrobot_swings_up_and_stays():
