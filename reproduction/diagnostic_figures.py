@@ -131,7 +131,7 @@ def step_errors(records: Records) -> Figure:
             # Larger below, as the seminorm may take the very same steps.
             dots["markersize"] = 3.2 if norm == "default" else 1.6
             sizes.plot(taken["t0"], length, color=look.color, marker=look.marker, label=norm, **dots)
-        sizes.set_title(", ".join(f"{norm} {len(taken)} steps" for norm, taken in steps.items()))
+        sizes.set_title(", ".join(f"{norm} {len(taken)}" for norm, taken in steps.items()) + " steps")
         sizes.set(xlabel=EXPERIMENTS[experiment].time_axis.label, ylim=(0, None))
         _draw_shares(shares, record["shares"])
     axes[0, 0].set_ylabel("error over tolerance\n(norm default)")

@@ -131,9 +131,7 @@ def measure_step_errors(
     observe = functools.partial(step_errors, model, batch, setting.loss_function)
     own = dict(rtol=config.rtol, atol=config.atol)
     steps = {}
-    for norm in ("default", "seminorm", "as-published"):
-        if norm not in setting.adjoints:
-            continue
+    for norm in ("default", "seminorm", *({"as-published"} & set(setting.adjoints))):
         found = observe(adjoint=norm, **own)
         steps[norm] = {name: _rounded([step[name] for step in found]) for name in found[0]}
     shares = []
