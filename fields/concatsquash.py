@@ -60,22 +60,36 @@ class _Slot:
         self.matrices = [self.input_matrix, *(layer.matrix for layer in self.layers[:-1])]
 
 
+MOST_SPARE = 16
+"""As many as the stages of a step have, and the evaluations beside them."""
+
+
 class SpareSlots:
-    """Buffers that solves of one network hand on to each other: to make them anew costs as much as some evaluations."""
+    """Buffers that solves of one network hand on to each other: to make them anew costs as much as some evaluations.
+
+    They are those of the latest size.
+    """
 
     def __init__(self):
-        self.by_kind: dict[tuple, list[_Slot]] = {}
+        self.kind: tuple | None = None
+        self.slots: list[_Slot] = []
 
     def of(self, like: Tensor, directions: Tensor) -> list[_Slot]:
         """Those for such points and directions; whoever takes one puts it back."""
-        kind = (like.shape, directions.shape, like.dtype, like.device)
-        return self.by_kind.setdefault(kind, [])
+        kind = (like.shape, directions.shape, like.dtype, like.device, torch.is_inference_mode_enabled())
+        if kind != self.kind:
+            self.kind, self.slots = kind, []
+        return self.slots
 
     def __deepcopy__(self, memo) -> "SpareSlots":
         return SpareSlots()
 
     def __reduce__(self):
         return SpareSlots, ()
+
+
+def _hand_on(taken: list[_Slot], spare: list[_Slot]) -> None:
+    spare.extend(taken[: MOST_SPARE - len(spare)])
 
 
 class ConcatSquashField:
@@ -107,7 +121,7 @@ class ConcatSquashField:
         self.batch = batch
         self.spare, self.taken = network.spare_slots.of(points, self.directions), []
         # They outlive the field: its solve may be differentiated long after, and then it is over.
-        weakref.finalize(self, self.spare.extend, self.taken)
+        weakref.finalize(self, _hand_on, self.taken, self.spare)
         self.one = points.new_ones(())
         self.minus_one = -self.one
         self.smallest = torch.finfo(points.dtype).tiny

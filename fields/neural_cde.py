@@ -41,11 +41,14 @@ class _Slot:
         self.cotangents = [like.new_empty(batch, width) for width in widths[1:]]
         self.response = like.new_empty(batch, num_outputs)
         """sigmoid of twice the last layer; the pullback turns it into the cotangent of what goes into tanh."""
+        self.is_spent = False
+        """Whether it has."""
         self.chunks = [_Chunk(self, chunk, widths[0]) for chunk in chunks]
 
     def copy_(self, other: "_Slot") -> None:
         for own, others in zip(self._tensors(), other._tensors(), strict=True):
             own.copy_(others)
+        self.is_spent = other.is_spent
 
     def _tensors(self) -> list[Tensor]:
         return [*self.inputs, *self.cotangents, self.response]
@@ -130,18 +133,27 @@ class NeuralCDEField:
         return [tensor[chunk] for chunk in self.chunks] if len(self.chunks) > 1 else (tensor,)
 
     def _evaluate(self, kept: _Slot, y: Tensor, out: Tensor) -> None:
+        kept.is_spent = False
         for chunk, (twice_slope, minus_sum, _), state, derivative in zip(
             kept.chunks, self.slope_chunks, self._rows(y), self._rows(out.unsqueeze(1)), strict=True
         ):
             chunk.values[0].copy_(state)
             for layer_input, matrix, value in zip(chunk.inputs, self.matrices, chunk.values[1:], strict=False):
                 torch.mm(layer_input, matrix, out=value).relu_()
-            torch.mm(chunk.inputs[-1], self.matrices[-1], out=chunk.response).sigmoid_()
+            self._respond(chunk)
             torch.baddbmm(minus_sum, twice_slope, chunk.response_by_channel, out=derivative)
 
+    def _respond(self, chunk: _Chunk) -> None:
+        torch.mm(chunk.inputs[-1], self.matrices[-1], out=chunk.response).sigmoid_()
+
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
+        kept = self.slots[slot]
+        if kept.is_spent:  # of a graph that is gone through again
+            for chunk in kept.chunks:
+                self._respond(chunk)
+        kept.is_spent = True
         for chunk, (_, _, four_slope), by_derivative, by_state in zip(
-            self.slots[slot].chunks, self.slope_chunks, self._rows(cotangent.unsqueeze(1)), self._rows(out), strict=True
+            kept.chunks, self.slope_chunks, self._rows(cotangent.unsqueeze(1)), self._rows(out), strict=True
         ):
             response = chunk.response_by_channel
             # The outer product with dX/dt is never made: the cotangent is spread over the channels as a view.

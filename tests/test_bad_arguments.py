@@ -50,6 +50,14 @@ class OfAnotherShape(nn.Module):
         bad(NET, Y0, T, max_num_steps=0, match="max_num_steps is 0"),
         bad(NET, Y0, T, max_step=torch.ones(3), match=r"max_step is tensor\(\[1., 1., 1.\]\), but must be"),
         bad(NET, Y0, T, adjoint_atol=torch.ones(3), solver="torchdiffeq", match="no tensors as tolerances"),
+        bad(
+            NET,
+            Y0,
+            T,
+            adjoint=Backsolve(warm_start=True),
+            adjoint_options=dict(first_step=0.1),
+            match="warm_start is True, and adjoint_options have a first_step.*: .*leave out one of them",
+        ),
         bad(NET, Y0, T, warm_start=True, match="unknown option 'warm_start': use one of 'first_step'"),
         bad(NET, Y0, T, adjoint="l2", match="adjoint is 'l2', but must be one of 'default'"),
         bad(

@@ -282,6 +282,53 @@ def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():
         assert distance(ours, theirs) < 1e-7
 
 
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda tensor: [tensor],
+        lambda tensor: ("name", {"within": (tensor,)}),
+        lambda tensor: [Weighted(tensor)],
+    ],
+    ids=["list", "dict in a tuple", "module in a list"],
+)
+def test_a_module_is_differentiated_with_respect_to_what_lies_in_its_containers(hold):
+    class Holding(nn.Module):
+        def __init__(self, held):
+            super().__init__()
+            self.held = held
+
+        def forward(self, t, y):
+            return torch.tanh(y * leaf(self.held))
+
+    def leaf(held):
+        while not isinstance(held, torch.Tensor):
+            held = (
+                held.weight if isinstance(held, nn.Module) else held["within"] if isinstance(held, dict) else held[-1]
+            )
+        return held
+
+    func = Holding(hold(nn.Parameter(random(3, seed=5))))
+    theirs, ours = (
+        torch.autograd.grad(by(func, random(2, 3), T, rtol=1e-8, atol=1e-9).square().sum(), leaf(func.held))
+        for by in (torchdiffeq.odeint, odeint)
+    )
+    assert distance(*ours, *theirs) < 1e-7
+
+
+class Weighted(nn.Module):
+    """Holds a parameter."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+
+def test_at_a_single_time_the_parameters_have_no_gradient_but_a_backward_pass():
+    func = Network()
+    odeint_adjoint(func, random(3), T[:1]).sum().backward()
+    assert all(parameter.grad is None for parameter in func.parameters())
+
+
 def test_a_plain_function_that_reads_another_parameter_later_is_an_error():
     first, later = random(3, seed=1).requires_grad_(), random(3, seed=2).requires_grad_()
     with pytest.raises(ValueError, match="reads a tensor that requires a gradient and that it did not read at the fir"):

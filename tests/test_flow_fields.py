@@ -81,6 +81,18 @@ def test_solves_and_gradients_are_those_of_autograd(adjoint, shape, is_estimated
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
+def test_buffers_that_solves_hand_on_are_of_one_size_and_few_and_those_of_inference_mode_stay_there():
+    func, options = make(), dict(rtol=1e-4, atol=1e-4, adjoint=Discrete(linearised="solve"))
+    with torch.inference_mode():
+        solve(func, (random(5, 3), torch.zeros(5).double()), TIMES, **options)
+    for batch in (5, 6, 5):
+        x = random(batch, 3).requires_grad_()
+        solve(func, (x, x.new_zeros(batch)), TIMES, **options).y[0].sum().backward()
+    spare = func.network.spare_slots.slots
+    assert 0 < len(spare) <= 16
+    assert {slot.points.shape[0] for slot in spare} == {5}
+
+
 @pytest.mark.parametrize(
     ("shape", "kind"), [((2,), ConcatSquashField), ((1, 2, 2), ConvolutionsField)], ids=["points", "images"]
 )

@@ -1,13 +1,18 @@
 """The backward pass reads what the forward pass read, whatever was replaced in between."""
 
+import warnings
+
 import pytest
 import torch
 from problems import F64, Network, T, backward, random, solve
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from torchadjoint import Discrete
 
 
 class Held(nn.Module):
-    """Reads a parameter, a buffer, a plain tensor and a part, by the names that it is given."""
+    """Reads a parameter, a buffer, a plain tensor, a part, a number, a tuple and the mode, by the names given."""
 
     def __init__(self):
         super().__init__()
@@ -15,19 +20,28 @@ class Held(nn.Module):
         self.register_buffer("scale", random(2, seed=1))
         self.shift = random(2, seed=2)
         self.part = nn.Linear(2, 2, dtype=F64)
+        self.factor = 1.5
+        self.pair = (random(2, seed=4),)
+        self.calls = []
 
     def forward(self, t, y):
-        return torch.tanh(self.part(y @ self.weight * self.scale + self.shift))
+        self.calls.append(t.item())
+        y = torch.tanh(self.part(y @ self.weight * self.scale + self.shift))
+        return self.factor * y * self.pair[0] * (2 if self.training else 1)
 
 
 def replace(func, name):
     torch.manual_seed(7)
-    new = nn.Linear(2, 2, dtype=F64) if name == "part" else 3 * random(*getattr(func, name).shape, seed=3)
+    new = {"part": nn.Linear(2, 2, dtype=F64), "factor": -1.0, "pair": (random(2, seed=5),), "training": False}.get(
+        name
+    )
+    if new is None:
+        new = 3 * random(*getattr(func, name).shape, seed=3)
     setattr(func, name, nn.Parameter(new) if name == "weight" else new)
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "default", "discrete"])
-@pytest.mark.parametrize("name", ["weight", "scale", "shift", "part"])
+@pytest.mark.parametrize("name", ["weight", "scale", "shift", "part", "factor", "pair", "training"])
 def test_the_backward_pass_reads_what_the_forward_pass_read(adjoint, name):
     func, y0 = Held(), random(3, 2)
     held = [*func.parameters()]
@@ -38,6 +52,78 @@ def test_the_backward_pass_reads_what_the_forward_pass_read(adjoint, name):
     found = torch.autograd.grad(y.square().sum(), held)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
     assert getattr(func, name) is now
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_list_that_was_replaced_is_the_one_that_the_backward_pass_appends_to(adjoint):
+    func = Held()
+    y = solve(func, random(3, 2).requires_grad_(), T, adjoint=adjoint).y
+    func.calls = []
+    backward(y)
+    assert func.calls
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_scripted_module_and_one_with_a_buffer_of_inference_mode(adjoint):
+    func, y0 = Network(), random(4, 3)
+    expected = torch.autograd.grad(solve(func, y0, T, adjoint=adjoint).y.sum(), list(func.parameters()))
+    with torch.inference_mode():
+        func.register_buffer("unread", torch.ones(3))
+    found = torch.autograd.grad(solve(func, y0, T, adjoint=adjoint).y.sum(), list(func.parameters()))
+    assert all(map(torch.equal, found, expected))
+    del func.unread
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        scripted = torch.jit.script(func)
+    found = torch.autograd.grad(solve(scripted, y0, T, adjoint=adjoint).y.sum(), list(scripted.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_parameter_that_was_frozen_in_between_gets_nothing(adjoint):
+    func, y0 = Network(), random(4, 3).requires_grad_()
+    y = solve(func, y0, T, adjoint=adjoint).y
+    expected = torch.autograd.grad(y.sum(), [y0, *func.parameters()], retain_graph=True)
+    first = next(func.parameters()).requires_grad_(False)
+    y.sum().backward()
+    assert torch.equal(y0.grad, expected[0])
+    for parameter, gradient in zip(func.parameters(), expected[1:], strict=True):
+        assert (
+            (parameter.grad is None or not parameter.grad.any())
+            if parameter is first
+            else torch.equal(parameter.grad, gradient)
+        )
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_sparse_embedding_is_differentiated(adjoint):
+    class Embedded(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rows = nn.Embedding(5, 3, sparse=sparse, dtype=F64)
+
+        def forward(self, t, y):
+            return torch.tanh(y * self.rows(torch.tensor([1, 3, 1, 0])))
+
+    dense, sparse = (
+        torch.autograd.grad(solve(func, random(4, 3), T, adjoint=adjoint).y.sum(), list(func.parameters()))
+        for func in (Embedded(False), Embedded(True))
+    )
+    assert torch.equal(*dense, *sparse)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete", Discrete(linearised="solve")])
+def test_a_checkpoint_around_a_solve_evaluates_it_once_more(adjoint):
+    func, y0 = Held(), random(3, 2).requires_grad_()
+    plain = torch.autograd.grad(solve(func, y0, T, adjoint=adjoint).y.sum(), [y0, *func.parameters()])
+    per_gradient = len(func.calls)
+    func.calls.clear()
+    y = checkpoint(lambda y0: solve(func, y0, T, adjoint=adjoint).y, y0, use_reentrant=False)
+    forward = len(func.calls)
+    found = torch.autograd.grad(y.sum(), [y0, *func.parameters()])
+    assert all(map(torch.equal, found, plain))
+    assert len(func.calls) == per_gradient + forward
 
 
 def test_a_plain_tensor_that_was_changed_in_place_is_an_error():

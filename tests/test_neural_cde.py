@@ -214,10 +214,14 @@ def test_frozen_layers_get_no_gradient_and_change_no_other():
     torch.testing.assert_close(without, everything[:-size], rtol=1e-12, atol=1e-12)
 
 
-def test_the_graph_may_be_used_twice():
+@pytest.mark.parametrize(
+    "adjoint", ["seminorm", *(Discrete(linearised=extent) for extent in ("stage", "step", "solve"))]
+)
+def test_the_graph_may_be_used_twice(adjoint):
     func = controlled_field(3, 2)
     z0 = random(3, NUM_HIDDEN).requires_grad_()
-    y = solve(func, z0, func.path.interval, jump_t=func.path.grid_points, rtol=1e-3, atol=1e-5).y
+    times, knots = func.path.interval, func.path.grid_points
+    y = solve(func, z0, times, jump_t=knots, rtol=1e-3, atol=1e-5, adjoint=adjoint).y
     once, twice = (torch.autograd.grad(y[-1].sum(), (z0, *func.parameters()), retain_graph=True) for _ in range(2))
     for first, second in zip(once, twice, strict=True):
         assert torch.equal(first, second)

@@ -136,6 +136,37 @@ def test_too_many_steps_are_an_error_that_says_how_far_it_came():
         solve(Network(), random(3), T, **options, max_num_steps=3)
 
 
+def test_too_many_fixed_steps_are_an_error_that_speaks_of_no_tolerance():
+    with pytest.raises(
+        SolverError, match="more than 5 steps were attempted, by fixed steps: give a larger max_num_steps"
+    ):
+        solve(Network(), random(3), T, method="euler", step_size=0.01, max_num_steps=5)
+
+
+def test_the_first_guess_looks_no_farther_than_the_last_time():
+    """Where the field is small the guess is long, and beyond the end this one is infinite."""
+
+    class Explodes(nn.Module):
+        def forward(self, t, y):
+            times.append(t.item())
+            return 1e-6 * torch.exp(t) * y
+
+    for t in (torch.tensor([0.0, 10.0], dtype=F64), torch.tensor([10.0, 0.0], dtype=F64)):
+        times = []
+        y = solve(Explodes(), torch.ones(2, dtype=F64), t, rtol=1e-9, atol=1e-9).y[-1]
+        torch.testing.assert_close(y, torch.exp(1e-6 * (t[1].exp() - t[0].exp())).expand(2), rtol=1e-6, atol=0)
+        assert max(times) < 15
+
+
+def test_a_slope_beyond_float32_when_divided_by_its_tolerance_is_an_error_that_says_so():
+    class Steep(nn.Module):
+        def forward(self, t, y):
+            return torch.full_like(y, 1e35)
+
+    with pytest.raises(SolverError, match="the vector field over its tolerance is too large a number at t = 0"):
+        solve(Steep(), torch.zeros(2), T.float(), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("start", "what"),
     [(math.nan, "the state"), (math.inf, "the state"), (1e200, "the vector field")],

@@ -10,7 +10,7 @@ from torch import Tensor
 from .adjoints import Backsolve
 from .captured import capture
 from .methods import RungeKutta
-from .passes import DifferentiableSolve, Plan
+from .passes import DifferentiableSolve, Plan, Standstill
 from .posing import Tolerance, of_its_arguments
 from .problem import Problem, State
 from .statistics import SolveStatistics
@@ -83,7 +83,7 @@ def solve(problem: Problem) -> Solution:
     inputs = (problem.y0, problem.t, *problem.parameters)
     is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     if len(problem.times) == 1:
-        solution = problem.y0.unsqueeze(0).clone()
+        solution = Standstill.apply(*inputs)
     else:
         solution = DifferentiableSolve.apply(Plan(problem, differentiation, is_differentiated, statistics), *inputs)
     return Solution(problem.split(solution) if problem.is_tuple else solution, statistics)
@@ -105,7 +105,7 @@ def odeint(
     Arguments are those of `solve`, with torchdiffeq's `options` in a dict. A `func` that is no nn.Module may read
     tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
     once more, and every later evaluation checks that there are no others. So may an nn.Module that has some as buffers
-    or plain attributes besides its parameters.
+    or attributes, also in lists, tuples and dicts, besides its parameters.
 
     Raises:
         ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.

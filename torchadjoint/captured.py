@@ -1,11 +1,12 @@
 """The tensors that a function reads and that require a gradient: `odeint` differentiates with respect to them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .held import EVERY_MODULES
 from .problem import State
 
 
@@ -64,10 +65,23 @@ def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..
 def _may_read_others(func: nn.Module) -> bool:
     """Whether a module has tensors that require a gradient besides its parameters."""
     return any(
-        isinstance(value, Tensor) and value.requires_grad
+        tensor.requires_grad
         for module in func.modules()
-        for value in (*vars(module).values(), *module._buffers.values())
+        for name, value in (*vars(module).items(), *module._buffers.items())
+        if name not in EVERY_MODULES
+        for tensor in _tensors_in(value)
     )
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value and in the modules, lists, tuples and dicts that it is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(part)
 
 
 def _tensors(state: Any) -> list[Any]:

@@ -158,6 +158,11 @@ def compare(
         arguments.refuse("loss", loss, "a function of the solution")
     if isinstance(methods, str) or not methods:
         arguments.refuse("methods", methods, "a sequence of methods, such as ('dopri5', 'bosh3')")
+    for method in methods:
+        find_method("methods", method)
+    for name, instead in (("adjoint", "every way is tried"), ("method", "give methods")):
+        if name in options:
+            raise ValueError(f"{name} is given, but compare chooses it: {instead}")
     repeats = arguments.whole_number("repeats", repeats)
     options = {"rtol": arguments.number("rtol", rtol), "atol": arguments.number("atol", atol), **options}
     expected, reference_error = _reference(func, y0, t, loss, options)
@@ -283,6 +288,9 @@ def _gradient(solve: Callable, func: nn.Module, y0: State, t: Tensor, loss: Call
     parameters = [parameter for parameter in func.parameters() if parameter.requires_grad]
     solution = solve(func, starts if isinstance(y0, tuple) else starts[0], t)
     value = loss(solution.y)
+    if not isinstance(value, Tensor) or value.dim() > 0:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"loss returned {found}, but must return a tensor without dimensions, such as a mean")
     forward_nfe = solution.counted.num_evaluations if isinstance(solution, _TorchdiffeqSolution) else None
     gradients = torch.autograd.grad(value, [*parameters, *starts], allow_unused=True)
     flat = torch.cat(

@@ -229,6 +229,7 @@ def _guess_first(
         state_norm, slope_norm = (block_norm(of / scale, blocks).to(given.t.dtype) for of in (start, slope))
         is_tiny = (state_norm < 1e-5) | (slope_norm < 1e-5)
         trial = torch.where(is_tiny, 1e-6, 0.01 * state_norm / slope_norm)
+        trial = torch.minimum(trial, (given.t_end - given.t).abs())
         change = given.direction * trial
         trial_slope = slope_at(tensors, given.t + change, start + change.to(start.dtype) * slope)
         curvature = block_norm((trial_slope - slope) / scale, blocks).to(given.t.dtype) / trial

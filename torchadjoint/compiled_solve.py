@@ -148,7 +148,7 @@ class LoopSolver(CompiledSolver):
         stepping = self.stepping
         most_attempts = min(self.system.loop.capacity, stepping.max_num_steps - self.num_attempts)
         if not most_attempts:
-            raise self._failure(f"more than {stepping.max_num_steps} steps were attempted")
+            raise self._too_many()
         settings = Settings(
             t=self.t0,
             dt=self.dt,

@@ -39,7 +39,7 @@ class Field(Protocol):
         """Write f(t, y) to `out` and keep in `slot` what its products need."""
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
-        """Write cotangent^T df/dy at the point of `slot` to `out`."""
+        """Write cotangent^T df/dy at the point of `slot` to `out`; also a second time, for another cotangent."""
 
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
         """Add weight * cotangent^T df/dparameters to the flat `gradient`, for the last `pullback` of `slot`."""
@@ -84,6 +84,23 @@ def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
             live.update(kept)
 
 
+@contextlib.contextmanager
+def _plainly_saved() -> Iterator[None]:
+    """Inside, graphs keep their tensors, whatever hooks there are for saved ones.
+
+    They are parts of one gradient. The hooks of `torch.utils.checkpoint` would compute all anew for every part.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        yield
+    else:
+        with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+            yield
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class AutogradField:
     """Any `func(t, y)` as a `Field`: products by autograd, on the graph kept since the evaluation.
 
@@ -113,7 +130,7 @@ class AutogradField:
             out.copy_(checked_derivative(self.func(y.new_full((), t), y), y))
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), _plainly_saved():
             # Leaves of their own: the solver writes the next stages over `y`, the graph must keep its value.
             time = y.new_full((), t, requires_grad=self.time_gradient)
             state = y.detach().clone().requires_grad_(True)
@@ -132,17 +149,21 @@ class AutogradField:
 
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
         time, _, derivative = self.points[slot]
-        wanted = (*self.parameters, time) if self.time_gradient else self.parameters
+        targets = (*self.parameters, time) if self.time_gradient else self.parameters
+        # Some may have been frozen since the solve began.
+        wanted = [target for target in targets if target.requires_grad]
         if not wanted or not derivative.requires_grad:
             return
         with _without_hooks(self.parameters):
             products = torch.autograd.grad(
                 derivative, wanted, self.cotangents[slot], retain_graph=True, allow_unused=True
             )
-        position = 0
-        for target, product in zip(wanted, products, strict=True):
+        products, position = iter(products), 0
+        for target in targets:
+            product = next(products) if target.requires_grad else None
             if product is not None:
-                gradient[position : position + target.numel()].add_(product.reshape(-1), alpha=weight)
+                flat = product.to_dense().reshape(-1)  # that of a sparse embedding is not dense
+                gradient[position : position + target.numel()].add_(flat, alpha=weight)
             position += target.numel()
 
     def reuse_slot(self, slot: int) -> None:

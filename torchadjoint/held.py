@@ -7,42 +7,50 @@ from typing import Any
 
 from torch import Tensor, nn
 
+PLAIN = (bool, int, float, complex, str, tuple, type(None))
+"""Attributes besides tensors that are held: what cannot change in place. A list may be there to be appended to."""
+
 
 @dataclass
 class Held:
-    """A tensor or a module that a module holds."""
+    """A tensor, a module or another attribute that a module holds."""
 
     holder: dict[str, Any]
     name: str
-    value: Tensor | nn.Module
+    value: Any
     version: int
     """Of a tensor: grows when it is changed in place."""
 
     @property
     def is_as_it_was(self) -> bool:
         """Whether it has been neither replaced nor changed."""
-        return self.holder.get(self.name) is self.value and _version(self.value) == self.version
+        return self.holder.get(self.name, ABSENT) is self.value and _version(self.value) == self.version
 
 
 def held_by(func: Any) -> list[Held]:
-    """All that the modules of `func` hold: parameters, buffers, parts, plain attributes. Nothing if it is no module."""
+    """What the modules of `func` hold: parameters, buffers, parts, attributes, the mode. Nothing if it is no module.
+
+    Not what lies in lists and dicts, and nothing of a scripted module but its attributes: that cannot be replaced.
+    """
     if not isinstance(func, nn.Module):
         return []
     held = []
     for module in func.modules():
         attributes = vars(module)
         held += [
-            Held(attributes, name, attributes[name], attributes[name]._version)
+            Held(attributes, name, attributes[name], _version(attributes[name]))
             for name in attributes.keys() - EVERY_MODULES
-            if isinstance(attributes[name], Tensor)
+            if isinstance(attributes[name], (Tensor, *PLAIN))
         ]
         for holder in (module._parameters, module._buffers, module._modules):
+            if not isinstance(holder, dict):
+                continue
             held += [Held(holder, name, value, _version(value)) for name, value in holder.items() if value is not None]
     return held
 
 
-EVERY_MODULES = frozenset(vars(nn.Module()))
-"""Attributes that every module has, none of which is a tensor. To look at them takes longest."""
+EVERY_MODULES = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that every module has and that no field reads. To look at them takes longest."""
 
 
 @contextlib.contextmanager
@@ -64,5 +72,5 @@ ABSENT = object()
 """What stands where nothing stands now."""
 
 
-def _version(value: Tensor | nn.Module) -> int:
-    return value._version if isinstance(value, Tensor) else 0
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

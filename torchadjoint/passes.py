@@ -48,7 +48,8 @@ class DifferentiableSolve(torch.autograd.Function):
         plan.held = [it for it in plan.held if it.is_as_it_was]
         # They are saved so that autograd refuses to go on if somebody has changed them in place in between.
         known = {id(parameter) for parameter in parameters}
-        others = [it.value for it in plan.held if isinstance(it.value, Tensor) and id(it.value) not in known]
+        tensors = [it.value for it in plan.held if isinstance(it.value, Tensor) and not it.value.is_inference()]
+        others = [tensor for tensor in tensors if id(tensor) not in known]
         ctx.save_for_backward(solution, *parameters, *others)
         return solution
 
@@ -69,6 +70,18 @@ class DifferentiableSolve(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             gradients = _OnceDifferentiable.apply(solution, solution_gradient, *gradients)
         return None, *gradients
+
+
+class Standstill(torch.autograd.Function):
+    """The solution (1, *shape of y0) at a single time: y0, whatever the time and the parameters, which follow it."""
+
+    @staticmethod
+    def forward(ctx, y0: Tensor, *others: Tensor) -> Tensor:
+        return y0.unsqueeze(0).clone()
+
+    @staticmethod
+    def backward(ctx, solution_gradient: Tensor):
+        return solution_gradient[0], *(None for _ in ctx.needs_input_grad[1:])
 
 
 class _OnceDifferentiable(torch.autograd.Function):

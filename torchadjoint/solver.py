@@ -197,7 +197,7 @@ class Solver:
         stepping = self.stepping
         self.num_attempts += 1
         if self.num_attempts > stepping.max_num_steps:
-            raise self._failure(f"more than {stepping.max_num_steps} steps were attempted")
+            raise self._too_many()
         t0, dt = self.t0, self.dt
         if self.method.is_adaptive:
             t1 = t0 + self.direction * dt
@@ -403,9 +403,13 @@ class Solver:
         norms = torch.stack([self.norm(start / scale), self.norm(slope / scale)])
         state_norm, slope_norm = norms.tolist()
         if not math.isfinite(state_norm + slope_norm):
-            what = "the vector field" if math.isfinite(state_norm) else "the state"
-            raise self._failure(f"{what} is not finite")
-        trial = trial_step_size(state_norm, slope_norm)
+            what, values = ("the vector field", slope) if math.isfinite(state_norm) else ("the state", start)
+            is_finite = values.isfinite().all()
+            raise self._failure(
+                f"{what} {'over its tolerance is too large a number' if is_finite else 'is not finite'}"
+            )
+        # Beyond the last time the field need not be of use.
+        trial = min(trial_step_size(state_norm, slope_norm), abs(self.t_end - self.t0))
         t_trial = self.t0 + self.direction * trial
         self.system.enter(t_trial, t_trial)
         self.statistics.evaluation_times.append(t_trial)
@@ -413,6 +417,12 @@ class Solver:
         self._enter_piece()
         change_norm = self.norm((trial_slope - slope) / scale).item()
         return self.method.first_step_size(trial, slope_norm, change_norm)
+
+    def _too_many(self) -> SolverError:
+        what = f"more than {self.stepping.max_num_steps} steps were attempted"
+        if self.method.is_adaptive:
+            return self._failure(what)
+        return SolverError(f"{what}, by fixed steps: give a larger max_num_steps, or fewer steps")
 
     def _failure(self, what: str) -> SolverError:
         rtol, atol = (f"{tol:g}" if isinstance(tol, float) else "a tensor" for tol in (self.rtol, self.atol))
