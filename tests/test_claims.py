@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import tables
 from reproduction.claim_list import claims
-from reproduction.claims import Above, AtMost, Below, Holds, Within
+from reproduction.claims import Above, AtLeast, AtMost, Below, Holds, Within
 from reproduction.evidence import Evidence, Finding, interval
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,18 @@ def test_a_rule_looks_at_the_whole_interval(rule, confirmed, refuted, open_ends)
 def test_a_number_without_an_interval_is_judged_by_itself():
     assert AtMost(0.5).judge(finding(math.nan, math.nan, 0.4)) == "confirmed"
     assert AtMost(0.5).judge(finding(math.nan, math.nan, 0.6)) == "refuted"
+    assert AtLeast(0.5).judge(finding(math.nan, math.nan, 0.6)) == "confirmed"
+    assert AtLeast(0.5).judge(finding(math.nan, math.nan, 0.4)) == "refuted"
+
+
+@pytest.mark.parametrize(("alone", "expected"), [((0.7, 0.98), "confirmed"), ((0.7, 1.1), "not confirmed")])
+def test_a_verdict_over_batches_asks_that_each_set_of_weights_agrees(alone, expected):
+    found = replace(finding(0.8, 0.9), of_weights=alone)
+    assert Below(1.0).judge(found) == expected
+    assert Above(-1.0).judge(replace(found, value=-0.85, low=-0.9, high=-0.8, of_weights=[-one for one in alone])) == (
+        expected
+    )
+    assert Below(1.0).judge(replace(found, low=math.nan, high=math.nan)) == "not confirmed"
 
 
 def test_an_interval_is_students():

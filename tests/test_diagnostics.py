@@ -291,16 +291,16 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
     monkeypatch.setitem(EXPERIMENTS, "acrobot", dataclasses.replace(card, gradients=few))
     monkeypatch.setattr(diagnostics, "METHODS", {name: METHODS[name] for name in ("bosh3", "dopri5", "rk4")})
     with pytest.raises(SystemExit) as caught:
-        diagnostics.main(diagnostics.Options(str(tmp_path)))
+        diagnostics.main(diagnostics.Options(str(tmp_path / "results"), weights_dir=str(tmp_path)))
     assert "python speech_commands.py" in caught.value.code
-    records = {path.name: json.loads(path.read_text()) for path in (tmp_path / "diagnostics").iterdir()}
+    records = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results" / "diagnostics").iterdir()}
     assert sorted(records) == [f"{name}-acrobot.json" for name in sorted(card.measurements)]
     for record in records.values():
         assert record["run"] == "acrobot/seminorm/0.json"
         assert record["provenance"]["packages"]["torch"]
     errors = records["gradient_errors-acrobot.json"]
     assert (len(errors["rows"]), errors["num_batches"], errors["reference"]) == (3 * 1 * 2, 3, [1e-9, 1e-9])
-    reading = caption("gradient-errors", str(tmp_path)).reading
+    reading = caption("gradient-errors", str(tmp_path / "results")).reading
     assert "3 batches of 4 samples" in reading
     assert "1e-9, 1e-9, 6 decades tighter" in reading
     assert f"{max(row['reference_error'] for row in errors['rows']):.1g} or less away" in reading

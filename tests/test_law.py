@@ -115,6 +115,18 @@ def test_what_falls_on_one_curve_is_seen_to():
             assert found[name] > 5 * found[collapse.CHOSEN[norm]]
 
 
+def test_how_far_nfe_differ_where_the_loss_scale_over_atol_is_equal():
+    case = lawful(1e-5)
+    of_one = [row for row in case["rows"] if row["atol"] == 1e-3]
+    case["rows"] += [row | {"atol": 1e-4, "loss_scale": row["loss_scale"] / 10} for row in of_one]
+    for norm in ("default", "seminorm"):
+        assert collapse.asymmetry(case, norm) == pytest.approx(0, abs=1e-9)
+    [row] = (row for row in case["rows"] if (row["norm"], row["atol"], row["loss_scale"]) == ("default", 1e-4, 1e3))
+    row["backward_nfe"] *= 1.25
+    assert collapse.asymmetry(case, "default") == pytest.approx(0.25)
+    assert collapse.asymmetry(case, "seminorm") == pytest.approx(0, abs=1e-9)
+
+
 def test_a_case_is_judged_by_the_curve_of_the_others():
     cases = [lawful(size) for size in (1e-6, 1e-5, 1e-4, 1e-3)]
     about = collapse.spreads(cases, "default")["RMS(a_theta) / atol"]
