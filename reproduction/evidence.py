@@ -5,6 +5,7 @@ Every number comes with the files that it was computed from. What there are no f
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,11 +91,15 @@ class Evidence:
         return cls(results_dir, completed)
 
     def pairs(self, way: Way, baseline: Way) -> list[tuple[Path, Path]]:
-        """Runs of both with the same seed, data and other settings, and with the most epochs that both have."""
+        """Runs of both with the same seed, data, epochs and other settings.
+
+        Of several numbers of epochs that with the most pairs counts, among equals the largest.
+        """
         mine, theirs = self._keyed(way), self._keyed(baseline)
         shared = [key for key in mine if key in theirs]
-        most = max((epochs for epochs, *_ in shared), default=0)
-        return [(mine[key], theirs[key]) for key in shared if key[0] == most]
+        counts = Counter(epochs for epochs, *_ in shared)
+        chosen = max(counts, key=lambda epochs: (counts[epochs], epochs), default=0)
+        return [(mine[key], theirs[key]) for key in shared if key[0] == chosen]
 
     def _keyed(self, way: Way) -> dict[tuple, Path]:
         found = {}

@@ -43,8 +43,9 @@ TOLERANCES = ["rtol", "atol"]
 def comparable(results: Iterable[Results], experiment: str, group: str = "") -> list[Results]:
     """The completed runs of a group that belong in one figure; a warning goes to the log for those left out.
 
-    They have the same data, model and batches, and are those which saw the most samples in all. Of several with the
-    same norm, tolerances and seed the one with the most epochs counts.
+    They have the same data, model and batches, and are those which saw the most samples in all. At one pair of
+    tolerances they have the same `max_epochs`, that of most runs beside which there is the norm default, and among
+    equals the largest. Of several that are the same the one with the most epochs counts.
     """
     group_of = EXPERIMENTS[experiment].group
     mine = [
@@ -53,27 +54,41 @@ def comparable(results: Iterable[Results], experiment: str, group: str = "") -> 
         if result.experiment == experiment and group_of(whole_config(experiment, result.config)) == group
     ]
     completed = [result for result in mine if result.status == "completed"]
-    groups: dict[str, dict[tuple, Results]] = {}
+    groups: dict[str, list[Results]] = {}
     for result in completed:
         whole = whole_config(experiment, result.config)
         settings = {name: value for name, value in whole.items() if name not in MAY_DIFFER}
-        group = groups.setdefault(json.dumps([settings, result.provenance["split"]], sort_keys=True), {})
-        key = (way_of(result.config), result.config["rtol"], result.config["atol"], result.config["seed"])
-        if key not in group or len(group[key].epochs) < len(result.epochs):
-            group[key] = result
+        groups.setdefault(json.dumps([settings, result.provenance["split"]], sort_keys=True), []).append(result)
     if not groups:
         card = EXPERIMENTS[experiment]
         raise NothingToDraw(
             f"There is no completed run of {card.title_of(group)}: make one by `python {experiment}.py --device cpu "
             f"--norm seminorm{card.options_of(group)}`, or all by `python tables.py run cpu`."
         )
-    chosen = max(groups.values(), key=lambda group: sum(len(r.epochs) * num_batches_of(r) for r in group.values()))
+    chosen = max(
+        map(_of_one_length, groups.values()), key=lambda runs: sum(len(r.epochs) * num_batches_of(r) for r in runs)
+    )
     if len(mine) > len(chosen):
         logger.warning(
             "%d of %d runs of %s are not drawn: unfinished, repeated, or of other data, models or batches.",
             len(mine) - len(chosen), len(mine), experiment,
         )  # fmt: skip
-    return list(chosen.values())
+    return chosen
+
+
+def _of_one_length(results: Iterable[Results]) -> list[Results]:
+    """Those of one `max_epochs` at each pair of tolerances, each once; see `comparable`."""
+    by_pair: dict[tuple, dict[int, dict[tuple, Results]]] = {}
+    for result in sorted(results, key=lambda result: len(result.epochs)):
+        config = result.config
+        lengths = by_pair.setdefault((config["rtol"], config["atol"]), {})
+        lengths.setdefault(config["max_epochs"], {})[way_of(config), config["seed"]] = result
+
+    def merit(length: tuple[int, dict[tuple, Results]]) -> tuple[bool, int, int]:
+        max_epochs, runs = length
+        return any(way == "default" for way, _ in runs), len(runs), max_epochs
+
+    return [run for lengths in by_pair.values() for run in max(lengths.items(), key=merit)[1].values()]
 
 
 def epoch_table(results: Sequence[Results]) -> pandas.DataFrame:

@@ -155,19 +155,24 @@ def _epochs(summary: pandas.DataFrame) -> pandas.Series:
 def _comparison(papers: pandas.DataFrame) -> list[dict[str, str]]:
     """Rows with a figure of the paper beside ours each, and with what the seminorm saves in both.
 
-    Ours are the longest trainings that both have.
+    Ours are the trainings of the length that most seeds of both have, and of several such the longest.
     """
     rows = []
     ours = papers[papers["completed"] > 0].set_index(["experiment", "rtol", "atol", "max_epochs", "way"])
     for figure in PUBLISHED:
         condition = (figure.experiment, figure.rtol, figure.atol)
         default, seminorm = (
-            {epochs for *at, epochs, way in ours.index if (*at, way) == (*condition, name)}
+            {
+                epochs: row["completed"]
+                for (*at, epochs, way), row in ours.iterrows()
+                if (*at, way) == (*condition, name)
+            }
             for name in ("default", "seminorm")
         )
-        if not default & seminorm:
+        if not default.keys() & seminorm.keys():
             continue
-        condition += (max(default & seminorm),)
+        lengths = [(min(default[epochs], seminorm[epochs]), epochs) for epochs in default.keys() & seminorm.keys()]
+        condition += (max(lengths)[1],)
         cells = _cells(ours, figure.quantity)
         our_saving = papers_saving = NOTHING
         column = SAVINGS.get((figure.quantity, "default"))

@@ -149,6 +149,21 @@ def test_of_several_numbers_of_epochs_the_most_count(copied):
     assert "24 epochs" in number.note
 
 
+def test_of_several_numbers_of_epochs_that_with_more_pairs_counts(copied):
+    for norm in ("default", "seminorm"):
+        folder = copied / "speech_commands" / SEMINORM.replace("seminorm", norm)
+        longer = folder.with_name(f"{folder.name}-longer")
+        longer.mkdir()
+        shutil.copy(folder / "0.json", longer)
+
+        def more_epochs(record):
+            record["epochs"] += [epoch | {"epoch": 24 + epoch["epoch"]} for epoch in record["epochs"]]
+
+        change(longer / "0.json", more_epochs)
+    _, number = verdict(copied)
+    assert (number.num, "24 epochs" in number.note) == (3, True)
+
+
 def test_the_page_says_which_numbers_of_the_paper_were_not_checked():
     page = (ROOT / "results" / "CLAIMS.md").read_text(encoding="utf-8")
     for claim in claims():

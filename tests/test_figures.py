@@ -125,6 +125,17 @@ def test_only_completed_runs_of_one_kind_are_compared_and_the_others_are_told(ca
     assert "5 of 8 runs of speech_commands" in caplog.text
 
 
+def test_at_a_pair_of_tolerances_the_length_of_most_runs_with_the_default_is_drawn():
+    both = ("default", "seminorm")
+    most = [run(norm, seed, nfe=(1, 2)) for norm in both for seed in (0, 1)]
+    longer = [run(norm, nfe=(1, 2, 3)) for norm in both]
+    without = [run("seminorm", seed, nfe=(1, 2, 3, 4)) for seed in range(5)]
+    elsewhere = [run("seminorm", rtol=1e-4, nfe=(1,))]
+    drawn = run_figures.comparable([*without, *longer, *most, *elsewhere], "speech_commands")
+    assert sorted(map(id, drawn)) == sorted(map(id, [*most, *elsewhere]))
+    assert run_figures.comparable([*longer, *most[::2]], "speech_commands") == longer
+
+
 def test_a_run_that_was_not_made_is_asked_for_by_its_command():
     with pytest.raises(NothingToDraw, match=r"python acrobot.py --device cpu"):
         run_figures.comparable([run("default"), run("default", experiment=acrobot, status="failed")], "acrobot")
