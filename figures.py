@@ -60,7 +60,7 @@ def animations(results_dir: str) -> dict[str, Callable[[], bytes]]:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.Paths):
     """Draws every figure that there are results for, and says what the others lack.
 
     Figures of runs are made of completed runs, the others of what `python -m reproduction.diagnostics` has measured.
@@ -76,6 +76,8 @@ class Options:
 def main(options: Options) -> None:
     """Draws what can be drawn."""
     logging.basicConfig(format="%(message)s")
+    if not Path(options.results_dir).is_dir():
+        raise ValueError(f"results_dir is {options.results_dir}, but there is no such folder: train something first")
     output = Path(options.output or Path(options.results_dir, "figures"))
     output.mkdir(parents=True, exist_ok=True)
     drawn = {}

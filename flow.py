@@ -136,7 +136,10 @@ document(main, Config)
 
 
 def full(device: int | str | torch.device, norm: bool | str, **settings) -> list[Results]:
-    """Repeats of one norm, as many as the paper's of its other experiments: seeds 0 to 4; `settings` as for `main`."""
+    """Repeats of one norm, as many as the paper's of its other experiments: seeds 0 to 4; `settings` as for `main`.
+
+    All are trained, also those that are there: `python tables.py run paper` trains what is missing.
+    """
     return [main(device, norm, seed=seed, **settings) for seed in range(NUM_REPEATS)]
 
 

@@ -11,7 +11,7 @@ from reproduction.runs import PRESETS
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.Paths):
     """Writes an HTML page of what was run, its tables and figures; it needs no network and no other file.
 
     Its tables are those of the preset's runs. What failed, and what is missing so far, is said on it.

@@ -179,7 +179,10 @@ document(main, Config)
 
 
 def full(device: int | str | torch.device, norm: bool | str, **settings) -> list[Results]:
-    """The paper's runs of one norm: each pair of tolerances with seeds 0 to 4; `settings` as for `main`."""
+    """The paper's runs of one norm: each pair of tolerances with seeds 0 to 4; `settings` as for `main`.
+
+    All are trained, also those that are there: `python tables.py run paper` trains what is missing.
+    """
     return [
         main(device, norm, rtol, atol, seed=seed, **settings)
         for rtol, atol in TOLERANCES

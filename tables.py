@@ -6,7 +6,6 @@ if __name__ == "__main__":
     command_line.guard_imports()
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ REFERENCE = str(ROOT / "reference")
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(command_line.Paths):
     """Which runs a command is about."""
 
     preset: tyro.conf.Positional[Literal[tuple(PRESETS)]]
@@ -50,8 +49,9 @@ class Selection:
     """Folder of the results files."""
 
     def __post_init__(self):
-        # As a run does with its own: a shell leaves the ~ of --results-dir=~/folder.
-        object.__setattr__(self, "results_dir", os.path.expanduser(self.results_dir))
+        super().__post_init__()
+        if not self.experiments:
+            raise ValueError(f"experiments is empty, but must name some of {', '.join(EXPERIMENTS)}")
         for name in ("seeds", "jobs"):
             number = getattr(self, name, None)
             if number is not None and number < 1:
@@ -102,7 +102,7 @@ class Show(Selection):
 
 
 @dataclass(frozen=True)
-class Page:
+class Page(command_line.Paths):
     """Trains nothing: puts the tables into docs/results.md, in place of those that it has."""
 
     preset: Literal[tuple(PRESETS)] = "cpu"
@@ -114,7 +114,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Claims:
+class Claims(command_line.Paths):
     """Trains nothing: writes the page of claims, each judged by a rule from the results."""
 
     results_dir: str = REFERENCE
@@ -135,7 +135,7 @@ def train(options: Train) -> None:
     if options.engine == "local":
         check_device(runs, options.device)
         runs, samples = with_data(runs, may_download=True)
-    runs = on_found_data(runs, load_all(options.results_dir).values())
+    without_data, runs = runs, on_found_data(runs, load_all(options.results_dir).values())
     standing = standing_of(runs, options)
     missing = [status.run for status in standing if status.state == "missing"]
     guesses = seconds_of(missing, samples, options)
@@ -149,7 +149,7 @@ def train(options: Train) -> None:
         guesses={run.identity: seconds for run, seconds in zip(missing, guesses, strict=True)},
     )
     # Where the data are on other machines, the results tell which they are.
-    runs = on_found_data(runs, load_all(options.results_dir).values())
+    runs = on_found_data(without_data, load_all(options.results_dir).values())
     standing = [replace(status, run=run) for status, run in zip(standing, runs, strict=True)]
     print_tables(standing, options.results_dir)
     if any(status.state != "done" for status in standing):

@@ -22,6 +22,7 @@ from . import files
 from .errors import Interrupted, RunBusy, TrainingFailed
 from .measuring import Pass
 from .progress import say
+from .provenance import Provenance
 from .records import plain, read_as
 from .results import Epoch, HistoryEntry, Results
 
@@ -150,6 +151,7 @@ class State:
             "epochs": plain(self.results.epochs),
             "history": plain(self.results.history),
             "start_time": self.results.start_time,
+            "provenance": plain(self.results.provenance),
             "model": self.results.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -166,6 +168,8 @@ class State:
         self.results.epochs = read_as(list[Epoch], stored["epochs"])
         self.results.history = read_as(list[HistoryEntry], stored["history"])
         self.results.start_time = stored["start_time"]
+        if "provenance" in stored:  # files from before may be without
+            self.results.provenance = self.results.provenance.after(read_as(Provenance, stored["provenance"]))
         self.results.model.load_state_dict(stored["model"])
         self.optimiser.load_state_dict(stored["optimiser"])
         self.scheduler.load_state_dict(stored["scheduler"])

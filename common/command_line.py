@@ -4,11 +4,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from .errors import Interrupted, RunBusy, TrainingFailed
 
 Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Options of a program, in which a ~ that the shell has left at the front of a path is the home folder."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, str) and value.startswith("~"):
+                object.__setattr__(self, name, os.path.expanduser(value))
 
 
 def guard_imports() -> None:

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ PACKAGES = (
     "gymnasium",
     "soundfile",
 )
+THEN = ", then "
+"""Between the devices of a run that was resumed on another one, and between its commits."""
 NUMBERS = {"family": "cpu family", "model": "model"}
 """What tells the generation of a CPU, and what /proc/cpuinfo calls it."""
 
@@ -36,6 +38,17 @@ class Provenance(Record):
     packages: dict[str, str | None]
     commit: str | None
     split: str
+
+    def after(self, earlier: "Provenance") -> "Provenance":
+        """That of a run which began as `earlier` and goes on as this: both devices and commits where they differ."""
+
+        def both(then: str | None, now: str | None) -> str | None:
+            if then is None or now is None:
+                return now
+            return then if now in then.split(THEN) else f"{then}{THEN}{now}"
+
+        own = {name: both(getattr(earlier, name), getattr(self, name)) for name in ("device_name", "commit")}
+        return replace(self, **own)
 
 
 def describe(device: torch.device) -> dict:

@@ -57,6 +57,8 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Of several processes that ask for the same folder one fills it and the others wait for it. OSError if the disk is
     full; it says so.
     """
+    if folder.is_dir():
+        return  # in a cache that may not be this user's to write to
     with _sole_maker(folder):
         if not folder.is_dir():
             partial = folder.with_name(f"{folder.name}.partial")

@@ -26,7 +26,7 @@ from .control import swing_up
 from .experiments import EXPERIMENTS
 from .flow_samples import measure_images, measure_points
 from .gradients import drivers, gradient_errors, gradient_of, losses, step_errors
-from .integral_errors import integral_errors
+from .integral_errors import integral_errors, set_integrals
 from .runs import load_data, way_of, whole_config
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ MEASUREMENTS = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.Paths):
     """Measures what no run contains, on the CPU in minutes, and saves it in the results' folder `diagnostics`.
 
     It exits with 0 if all was measured, 1 if there were no weights for some of it, and 2 for what cannot be used.
@@ -278,6 +278,8 @@ def main(options: Options) -> None:
             settings["data_root"] = options.data_root
         config = importlib.import_module(experiment).Config(**settings)
         model = trained_model(experiment, config, path.with_suffix(".pt"))
+        # Whatever the run did: what is measured is the norm that it is named after.
+        set_integrals(model, "none")
         data = test_set(experiment, config, results.provenance["split"])
         for measurement in wanted:
             values = MEASUREMENTS[measurement](experiment, config, model, data)

@@ -166,7 +166,7 @@ def measure_batch(measured: Measured, model: nn.Module, batch: tuple[Tensor, ...
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.Paths):
     """Measures the error of the gradient against its cost, on the CPU, for every seed that has its weights.
 
     What was measured before is kept, batch by batch, so that it may be stopped and started again.
@@ -195,8 +195,14 @@ def measure(experiment: str, options: Options) -> None:
     measured, path = MEASURED[experiment], path_of(options.results_dir, MEASUREMENT, experiment)
     runs = trained_seeds(options.weights_dir, experiment)
     saved = json.loads(path.read_bytes()) if path.exists() else {"rows": []}
-    if saved["rows"] and not _is_of(saved, measured):
-        print(f"{path} was measured with other ways or another reference, and is made anew.", flush=True)
+    first, chosen = next(iter(runs.items()))
+    source = {
+        "run": first.parent.relative_to(options.weights_dir).as_posix(),
+        "config": {name: value for name, value in chosen.config.items() if name != "seed"},
+        "batch_size": measured.batch_size,
+    }
+    if saved["rows"] and not (_is_of(saved, measured) and all(saved.get(name) == source[name] for name in source)):
+        print(f"{path} was measured with other weights, ways or another reference, and is made anew.", flush=True)
         saved = {"rows": []}
     known = {(row["seed"], row["batch"]) for row in saved["rows"]}
     wanted = [(number, run) for number in range(measured.num_batches) for run in runs]
@@ -211,10 +217,8 @@ def measure(experiment: str, options: Options) -> None:
         batch = batch_of(test_set(experiment, used, runs[run].provenance["split"]), measured.batch_size, number)
         rows = measure_batch(measured, model, batch, EXPERIMENTS[experiment].gradients.loss_function)
         saved = {
-            "run": run.parent.relative_to(options.weights_dir).as_posix(),
-            "config": {name: value for name, value in config.items() if name != "seed"},
+            **source,
             "provenance": provenance.describe(torch.device("cpu")),
-            "batch_size": measured.batch_size,
             "reference": measured.reference,
             "judge": measured.judge,
             "rows": [*saved["rows"], *({"seed": config["seed"], "batch": number, **row} for row in rows)],

@@ -115,7 +115,7 @@ def describe_case(subject: Subject, grid: Grid, case: Case, model: nn.Module) ->
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.Paths):
     """Measures the cost of the backward solve over the scale of the loss, on the CPU in minutes for each model.
 
     What was measured before is kept, case by case, so that it may be stopped and started again.
@@ -145,7 +145,12 @@ def measure_grid(name: str, subject: Subject, grid: Grid, results_dir: str) -> N
     """Every case that the file lacks."""
     settings = [(loss_scale, atol) for atol in grid.atols for loss_scale in LOSS_SCALES]
     path = path_of(results_dir, "law", name)
-    cases = json.loads(path.read_bytes())["cases"] if path.exists() else []
+    saved = json.loads(path.read_bytes()) if path.exists() else {}
+    if any(saved.get(name) != value for name, value in {**subject.source, "rtol": grid.rtol}.items()):
+        if saved:
+            print(f"{path} was measured with other weights, and is made anew.", flush=True)
+        saved = {}
+    cases = saved.get("cases", [])
     known = [{field: case[field] for field in asdict(grid.cases[0])} for case in cases]
     for case in grid.cases:
         if asdict(case) not in known:
@@ -164,7 +169,7 @@ def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
         row = {"loss_scale": loss_scale, "atol": atol}
         predicted = {"predicted_saving": predicted_saving(cases, described, row), "predicted_from": chosen}
         settings.append({**described, **row, **predicted})
-    _save(path, subject, rtol=grid.rtol, settings=settings)
+        _save(path, subject, rtol=grid.rtol, settings=settings)
 
 
 def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
@@ -179,7 +184,7 @@ def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
         rows = [row for row, _ in measured]
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
-    _save(path, subject, rtol=grid.rtol, settings=settings)
+        _save(path, subject, rtol=grid.rtol, settings=settings)
 
 
 def _save(path: Path, subject: Subject, **values: Any) -> None:

@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import sys
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common import command_line, files, provenance
+from common.progress import say
 from common.results import directory_of, place
+from datasets.cache import is_lack_of_room
 
 from .runs import Run
 from .status import CRASHED, Status, statuses
@@ -69,7 +73,9 @@ def connect(device: str, num_jobs: int | None = None) -> Engine:
             raise ValueError(f"{tried}: {error}") from error
     if device == "cuda" and not ray.cluster_resources().get("GPU"):
         raise ValueError("device is 'cuda', but Ray's cluster has no GPU")
-    return partial(_run_on_ray, device=device, num_jobs=num_jobs, share=share_of(device, num_jobs))
+    # The nodes have the code as it is now.
+    commit = provenance.commit()
+    return partial(_run_on_ray, device=device, num_jobs=num_jobs, share=share_of(device, num_jobs), commit=commit)
 
 
 def share_of(device: str, num_jobs: int | None) -> dict[str, float]:
@@ -88,6 +94,7 @@ def _run_on_ray(
     device: str,
     num_jobs: int | None,
     share: Mapping[str, float],
+    commit: str | None,
 ) -> Iterator[Status | None]:
     # A process for each run, as locally. Ray starts a run again if its node or its process is lost, and only then.
     remote = ray.remote(max_calls=1, max_retries=NUM_RETRIES, scheduling_strategy="SPREAD", **share)(_train)
@@ -110,7 +117,7 @@ def _run_on_ray(
                     ray.cancel(reference)
             for reference in ray.wait(list(at_work), timeout=POLL_SECONDS)[0]:
                 task, lock = at_work.pop(reference)
-                status = _file(task, reference)
+                status = _file(task, reference, commit, stopping)
                 lock.release()
                 yield status
             yield None
@@ -178,8 +185,11 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _file(task: Task, reference: ray.ObjectRef) -> Status:
-    """Puts what a run left where it had been if it had run here, and says how it ended."""
+def _file(task: Task, reference: ray.ObjectRef, commit: str | None, stopping: Callable[[], bool]) -> Status:
+    """Puts what a run left where it had been if it had run here, and says how it ended.
+
+    While there is no room it waits for some: what a run left is nowhere else.
+    """
     try:
         left = ray.get(reference)
     except TaskCancelledError:
@@ -190,18 +200,40 @@ def _file(task: Task, reference: ray.ObjectRef) -> Status:
         ) from error
     except RayError as error:
         left = _Left(1, f"{error}\n", None, None, None)
+    is_told = False
+    for put in (_put_results, _put_checkpoint, _put_log):
+        while True:
+            try:
+                put(task, left, commit)
+                break
+            except OSError as error:
+                if not is_lack_of_room(error) or stopping():
+                    raise
+                if not is_told:
+                    is_told = True
+                    say(f"there is no room for the results of {task.run} in {task.results_dir}: make some", sys.stderr)
+                time.sleep(POLL_SECONDS)
+    return task.outcome(left.returncode)
+
+
+def _put_log(task: Task, left: _Left, commit: str | None) -> None:
     with task.log.open("a", encoding="utf-8") as log:
         log.write(left.printed)
+
+
+def _put_results(task: Task, left: _Left, commit: str | None) -> None:
     if left.results is not None:
         stored = json.loads(left.results)
         # The folder was a temporary one, and the copy of the code has no history.
         stored["config"]["results_dir"] = task.results_dir
-        stored["provenance"]["commit"] = provenance.commit()
+        stored["provenance"]["commit"] = commit
         directory = directory_of(task.results_dir, task.run.experiment, task.run.config.condition)
         place(json.dumps(stored).encode(), left.weights, directory)
+
+
+def _put_checkpoint(task: Task, left: _Left, commit: str | None) -> None:
     checkpoint = task.run.path(task.results_dir, ".checkpoint")
     if left.checkpoint is not None:
         files.replace(checkpoint, left.checkpoint)
     elif left.returncode == 0:
         checkpoint.unlink(missing_ok=True)
-    return task.outcome(left.returncode)

@@ -12,7 +12,7 @@ from common.results import Results, load_all
 from .runs import Run, identity_of
 
 CRASHED = ".crashed"
-"""Suffix of the file that says, in one sentence, why a worker that left no results ended."""
+"""Suffix of the file that says, in one line, why a worker that left no results ended, and below the data's digest."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ def time_after_failures(runs: Sequence[Run], results_dir: str) -> float:
 
 
 def _attempts(runs: Sequence[Run], results_dir: str) -> list[list[Results]]:
-    """The results of each run, completed or not."""
+    """The results of each run, completed or not; of a run whose data are not known, on what most were trained on."""
     found = defaultdict(list)
     experiments = {run.experiment for run in runs}
-    for results in load_all(results_dir).values():
+    stored = load_all(results_dir).values()
+    for results in stored:
         if results.experiment in experiments:
             found[identity_of(results)].append(results)
-    return [found[run.identity] for run in runs]
+    return [found[run.identity] for run in on_found_data(runs, stored)]
 
 
 def _last_end(run: Run, attempts: list[Results], results_dir: str) -> tuple[float, str | None]:
@@ -82,7 +83,9 @@ def _last_end(run: Run, attempts: list[Results], results_dir: str) -> tuple[floa
     ends = [(results.start_time + (results.timespan or 0.0), results.failure) for results in attempts]
     crashed = run.path(results_dir, CRASHED)
     if crashed.exists():
-        ends.append((crashed.stat().st_mtime, crashed.read_text(encoding="utf-8")))
+        reason, _, digest = crashed.read_text(encoding="utf-8").partition("\n")
+        if not digest or run.digest in (None, digest):
+            ends.append((crashed.stat().st_mtime, reason))
     return max(ends, default=(0.0, None), key=lambda end: end[0])
 
 
@@ -103,10 +106,12 @@ def on_found_data(runs: Sequence[Run], results: Iterable[Results]) -> list[Run]:
 
     alike = defaultdict(list)
     for run in runs:
-        alike[run.data_key].append(run)
-    digests = {
-        key: max(found, key=lambda digest: num_found(digest, group), default=None) for key, group in alike.items()
-    }
+        if run.digest is None:
+            alike[run.data_key].append(run)
+    digests = {}
+    for key, group in alike.items():
+        best = max(found, key=lambda digest: num_found(digest, group), default=None)
+        digests[key] = best if found and any(num_found(best, group)) else None
     return [run if run.digest is not None else replace(run, digest=digests[run.data_key]) for run in runs]
 
 

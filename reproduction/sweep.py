@@ -1,5 +1,6 @@
 """Does the runs that a results folder lacks, by an engine that it is given; tables.py calls it, engines use `Task`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ from types import MappingProxyType
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from common import files
 from common.checkpoint import DelayedSignals
 from common.results import load_all, make_directory
 
 from .runs import Run
-from .status import CRASHED, Status, estimated_seconds, statuses, time_after_failures
+from .status import CRASHED, Status, estimated_seconds, one_line, statuses, time_after_failures
 
 BUSY_SECONDS = 10.0
 """How long to wait before trying again what other processes are at."""
@@ -84,7 +86,9 @@ class Task:
             reason = f"{printed.rpartition(chr(10))[2]}; the whole output is in {self.log}"
         if returncode != 2:
             # What cannot be used (settings, data, files) is looked at again next time, but this is remembered.
-            self.run.path(self.results_dir, CRASHED).write_text(reason, encoding="utf-8")
+            content = f"{one_line(reason)}\n{self.run.digest or ''}"
+            with contextlib.suppress(OSError):  # such as a full disk: then it is tried again next time
+                files.replace(self.run.path(self.results_dir, CRASHED), content.encode())
         return Status(self.run, "failed", reason)
 
 

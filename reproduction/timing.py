@@ -85,12 +85,12 @@ def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int] | No
     """Seconds and evaluations of one gradient step of the run's batch size; None if it fails."""
     batch_size = run.config.batch_size
     num_samples = batch_size if device.startswith("cuda") else min(batch_size, MAX_CPU_SAMPLES)
-    inputs = sample.inputs[torch.arange(num_samples) % len(sample.inputs)].to(device)
     own = type(run.config)("cpu", NORM)
     config = replace(run.config, norm=NORM, warm_start=False, rtol=own.rtol, atol=own.atol)
-    model = importlib.import_module(run.experiment).build(config).to(device)
-    started = time.perf_counter()
     try:
+        inputs = sample.inputs[torch.arange(num_samples) % len(sample.inputs)].to(device)
+        model = importlib.import_module(run.experiment).build(config).to(device)
+        started = time.perf_counter()
         prediction, statistics = model(inputs)
         # Any loss will do; this one takes no target.
         prediction.square().mean().backward()

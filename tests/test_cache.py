@@ -157,6 +157,10 @@ def test_a_link_in_place_of_a_partial_file_or_folder_is_not_followed(tmp_path, l
     (tmp_path / "folder.partial").symlink_to(tmp_path / leads_to)
     assert_equal(load_or_build(tmp_path / "cached", build))
     make_folder(tmp_path / "folder", lambda partial: (partial / "made").touch())
+    # A folder that is there needs no lock, which may be another user's.
+    (tmp_path / "folder.lock").unlink(missing_ok=True)
+    (tmp_path / "folder.lock").mkdir()
+    make_folder(tmp_path / "folder", refuse)
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"} == {"target", "cached", "folder"}
     assert not (tmp_path / "cached").is_symlink()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["made"]

@@ -1,5 +1,6 @@
 """Nothing of a run is lost, whatever ends it; and a long one does not grow."""
 
+import contextlib
 import gc
 import os
 import re
@@ -17,6 +18,7 @@ from test_training import Line, constant_loss, make_config, make_data, run, with
 from common import measuring, training
 from common.checkpoint import Checkpoint
 from common.errors import Interrupted, TrainingFailed
+from common.provenance import describe
 from common.randomness import seeded
 from common.results import load, make_directory
 from torchadjoint import SolverError
@@ -70,6 +72,18 @@ def checkpoints(folder):
 def whole(tmp_path):
     run(make_config(tmp_path / "whole"), model=model_of())
     return learnt(tmp_path / "whole")
+
+
+def test_a_run_that_goes_on_elsewhere_names_both_devices_and_commits(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    for device_name, commit, when in (("one", "a", 1), ("one", "a", 2), ("other", "b", 2), ("other", "b", None)):
+        made_on = describe(torch.device("cpu")) | {"device_name": device_name, "commit": commit}
+        monkeypatch.setattr(training, "describe", lambda device, made_on=made_on: made_on)
+        model = model_of(send(signal.SIGINT) if when else None, when)
+        with pytest.raises(Interrupted) if when else contextlib.nullcontext():
+            run(replace(config, resume=True), model=model)
+    [results] = [load(path) for path in tmp_path.rglob("*.json") if load(path).status == "completed"]
+    assert (results.provenance.device_name, results.provenance.commit) == ("one, then other", "a, then b")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -68,6 +68,7 @@ def test_steps_change_the_energy_by_the_work_of_the_torques(environment, action)
 # It recommends actions within [-1, 1], but ours are torques in N m; any other warning is an error.
 @pytest.mark.filterwarnings("ignore:.*recommend using a symmetric and normalized space")
 def test_gymnasium_accepts_the_environment(form):
+    pytest.importorskip("pygame")
     spec = EnvSpec("FullyActuatedAcrobot-v0", FullyActuatedAcrobot, kwargs={"torque": form})
     environment = spec.make(render_mode="rgb_array", disable_env_checker=True).unwrapped
     check_env(environment)

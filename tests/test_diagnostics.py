@@ -260,6 +260,18 @@ def test_the_flows_that_are_measured_at_equal_error_are_of_one_group(tmp_path):
     assert sorted(trained_seeds(str(tmp_path), "flow")) == [first, other]
 
 
+def test_a_flow_is_measured_by_the_norms_that_the_measurement_is_named_after(tmp_path, monkeypatch):
+    saved_run(tmp_path, experiment=flow, data="checkerboard", integrals="unweighed")
+    seen = []
+    monkeypatch.setitem(
+        diagnostics.MEASUREMENTS,
+        "step_errors",
+        lambda experiment, config, model, data: seen.append(model.flow.integrals) or {},
+    )
+    diagnostics.main(diagnostics.Options(str(tmp_path), experiments=("flow",), measurements=("step_errors",)))
+    assert seen == ["none"]
+
+
 def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_reference(
     tmp_path, small_networks, monkeypatch
 ):
@@ -281,6 +293,9 @@ def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_refere
     assert len(whole) == 4
     monkeypatch.setitem(MEASURED, "acrobot", dataclasses.replace(few, judge=(1e-6, 1e-6)))
     assert len(measure(limit=1)) == 1
+    assert len(measure()) == 4
+    saved_run(tmp_path, loss=0.01, max_epochs=7, start_time=5.0)
+    assert len(measure(limit=1)) == 1, "other weights"
 
 
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):

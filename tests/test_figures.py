@@ -245,6 +245,12 @@ def test_the_command_draws_what_it_can_and_says_what_the_rest_lacks(tmp_path, ca
     assert [name for name in lacking if name not in flows] == others
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        figures.main(figures.Options(str(tmp_path / "mistyped")))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_the_same_results_make_the_same_bytes(kind):
     first, second = (render(run_figures.backward_nfe([run("default")]), kind) for _ in range(2))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -82,6 +83,9 @@ def test_the_three_steps_follow_on_each_other(tmp_path, monkeypatch):
     path.write_text(json.dumps(record | {"cases": cases[1:]}))
     law.measure_grid("neural_ode", SUBJECT, GRID, str(tmp_path))
     assert [case["width"] for case in json.loads(path.read_bytes())["cases"]] == [16, 8]
+    law.measure_grid("neural_ode", replace(SUBJECT, source={"run": "other", "config": {}}), GRID, str(tmp_path))
+    assert [case["width"] for case in json.loads(path.read_bytes())["cases"]] == [8, 16], "other weights"
+    law.measure_grid("neural_ode", SUBJECT, GRID, str(tmp_path))
     law.predict("neural_ode", SUBJECT, GRID, str(tmp_path))
     predictions = law.path_of(str(tmp_path), "law_predictions", "neural_ode")
     [predicted] = json.loads(predictions.read_bytes())["settings"]

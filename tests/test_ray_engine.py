@@ -1,5 +1,6 @@
 """A sweep on Ray ends as one on this machine does, whichever nodes are lost, and says what it cannot do."""
 
+import errno
 import importlib.util
 import json
 import secrets
@@ -182,8 +183,34 @@ def test_a_sweep_that_loses_ray_itself_ends_and_no_run_has_failed(ray_engine, tm
     monkeypatch.setattr(ray_engine.ray, "get", get)
     task = Task(toy_run(), str(tmp_path))
     with pytest.raises(ConnectionError, match="lost Ray on its own machine"):
-        ray_engine._file(task, None)
+        ray_engine._file(task, None, "c" * 40, lambda: False)
     assert not list(tmp_path.iterdir())
+
+
+def test_while_the_disk_is_full_what_a_run_left_waits_and_is_put_there_once(ray_engine, tmp_path, monkeypatch, capsys):
+    task = Task(toy_run(), str(tmp_path))
+    put(tmp_path, toy_run(seed=1), "completed", ended=10.0)
+    [results] = tmp_path.rglob("*.json")
+    left = ray_engine._Left(0, "printed\n", b"checkpoint", results.read_bytes(), None)
+    results.unlink()
+    monkeypatch.setattr(ray_engine.ray, "get", lambda reference: left)
+    monkeypatch.setattr(ray_engine, "POLL_SECONDS", 0.0)
+    places, attempts = [], iter(range(5))
+
+    def replace(path, content):
+        if next(attempts) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr(ray_engine, "place", lambda *arguments: places.append(arguments))
+    monkeypatch.setattr(ray_engine.files, "replace", replace)
+    assert ray_engine._file(task, None, "c" * 40, lambda: False) == Status(task.run, "done")
+    assert (len(places), json.loads(places[0][0])["provenance"]["commit"]) == (1, "c" * 40)
+    assert (task.log.read_text(), next(attempts)) == ("printed\n", 4)
+    assert capsys.readouterr().err.count("there is no room for the results of") == 1
+    attempts = iter(range(5))
+    with pytest.raises(OSError, match="No space left"):
+        ray_engine._file(task, None, "c" * 40, lambda: True)
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):

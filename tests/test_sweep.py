@@ -1,5 +1,6 @@
 """A sweep does what is missing, once, whatever ends it and whoever works beside it."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -136,6 +137,22 @@ def test_a_crash_is_forgotten_when_the_run_starts_again(tmp_path):
     assert task.outcome(0) == Status(task.run, "done")
 
 
+def test_a_crash_on_other_data_is_not_this_runs_and_one_on_a_full_disk_is_forgotten(tmp_path, monkeypatch):
+    task = Task(toy_run(), str(tmp_path))
+    task.log.parent.mkdir(parents=True)
+    task.outcome(-signal.SIGKILL)
+    assert state(tmp_path, task.run)[0] == "failed"
+    assert state(tmp_path, replace(task.run, digest="other")) == ("missing", "")
+    task.run.path(str(tmp_path), CRASHED).unlink()
+
+    def full(path, *parts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep_module.files, "replace", full)
+    assert task.outcome(-signal.SIGKILL).state == "failed"
+    assert state(tmp_path, task.run) == ("missing", "")
+
+
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (35, "signal 35"), (63, "signal 63")])
 def test_any_signal_that_ends_a_worker_has_a_name(tmp_path, number, name):
     task = Task(toy_run(), str(tmp_path))
@@ -180,7 +197,10 @@ def test_without_data_at_hand_runs_are_on_those_that_most_results_have(tmp_path,
         put(tmp_path, run, "completed", ended=10.0, provenance=made_on("most"))
     put(tmp_path, toy_run(width=3), "completed", ended=10.0, provenance=made_on("no run of these"))
     results = load_all(tmp_path).values()
+    assert [state(tmp_path, run)[0] for run in runs[1:]] == ["done", "done"], "that is where most are done"
     assert [run.digest for run in on_found_data(runs, results)] == ["most"] * 3
+    others = [Run("toy", {"norm": "default", "seed": seed}) for seed in range(3)]
+    assert [run.digest for run in on_found_data(others, results)] == [None] * 3, "no result is of such a run"
     assert [run.digest for run in on_found_data([toy_run()], results)] == ["abc"]
     found = statuses(on_found_data(runs, results), str(tmp_path))
     assert [status.state for status in found] == ["missing", "done", "done"]

@@ -9,11 +9,14 @@ import tyro
 from records import acrobot, result
 from torch import nn
 
+import figures
+import report
 import tables
 from common.command_line import call
 from common.errors import Interrupted
 from common.results import make_directory, save
 from datasets.batches import Batches, DataSplit
+from reproduction import diagnostics, equal_error
 from reproduction.status import CRASHED, Status
 
 
@@ -169,7 +172,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", 0], ["--jobs", -1], ["--device", "toaster"]])
+@pytest.mark.parametrize("arguments", [["--seeds", 0], ["--jobs", -1], ["--device", "toaster"], ["--experiments"]])
 def test_what_cannot_be_is_refused(monkeypatch, capsys, arguments):
     assert command(monkeypatch, "run", *QUICK, *arguments) == 2
     assert f"{arguments[0][2:]}" in capsys.readouterr().err
@@ -208,3 +211,5 @@ def test_the_tables_of_runs_on_other_machines_have_their_results(monkeypatch, ca
 def test_a_home_folder_is_one_for_the_sweep_too(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tables.Plan(preset="quick", results_dir="~/results").results_dir == str(tmp_path / "results")
+    for options in (figures.Options, report.Options, diagnostics.Options, equal_error.Options):
+        assert options(results_dir="~/results").results_dir == str(tmp_path / "results")
