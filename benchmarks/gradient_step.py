@@ -44,6 +44,7 @@ RESULTS = Path(__file__).parents[1] / "reference"
 SUMMARY = {
     "torchdiffeq, its default norm": "torchdiffeq, its default norm",
     "torchdiffeq, seminorm": "torchdiffeq, its seminorm",
+    "torchdiffeq, seminorm, our field": "torchdiffeq, its seminorm, our field",
     "ours, seminorm": "ours, `seminorm`",
     "ours, seminorm, compiled": "the same, `compile=True`",
     "ours, seminorm, integrals unweighed": "the same, integrals unweighed",

@@ -290,7 +290,9 @@ def test_ways_of_another_session_are_named():
         for way, started in zip(WAYS, (1.0, 1.0, 2.0), strict=True)
     ]
     assert f"In another session than most: {WAYS[2]}." in page.make_page(measured)
-    assert "In another session" not in page.make_page(measured[:2])
+    assert "Not all ways were measured in one session at `linear`. Where ways of two" in page.make_page(measured)
+    assert "another session" not in page.make_page(measured[:2])
+    assert "in one session" not in page.make_page(measured[:2])
 
 
 def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():

@@ -141,6 +141,19 @@ def test_fixed_steps_between_which_there_are_outputs(options):
 
 
 @pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("options", [dict(), dict(interp="cubic"), dict(compile=True)])
+def test_perturbed_steps_ask_behind_a_jump_that_nobody_named(options):
+    class Jumps(nn.Module):
+        def forward(self, t, y):
+            return torch.where(t < 0.5, 1.0, 10.0) * torch.ones_like(y)
+
+    times = torch.tensor([0.0, 0.25, 1.0], dtype=F64)
+    with torch.no_grad():
+        y = solve(Jumps(), random(2), times, method="euler", step_size=0.5, perturb=True, **options).y
+    torch.testing.assert_close(y[-1] - y[0], torch.full((2,), 5.5, dtype=F64))
+
+
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
 def test_a_gradient_asked_for_again_is_the_same(adjoint):
     func, y0 = Kinked(), random(4, 3).requires_grad_()

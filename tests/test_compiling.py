@@ -1,6 +1,7 @@
 """What is compiled is shared, kept, released, and refused where it cannot be."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,21 @@ def test_a_global_of_the_user_that_changes_is_seen(caches, monkeypatch):
         for rate in (1.0, 0.5):
             monkeypatch.setitem(globals(), "RATE", rate)
             torch.testing.assert_close(solve(func, y0, T, **LOOSE).y, solve(func, y0, T, rtol=1e-2, atol=1e-2).y)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_asked"),
+    [
+        ("G['___unnamed_scope_140'].RATE", True),  # of a module that sys.modules does not have
+        ("G['__import_user_dot_module'].RATE", True),
+        ("G['__import_torch_dot_nn'].Module", False),
+        ("G['len']", False),
+        ("func.rate", True),
+        ("shape[0]", False),
+    ],
+)
+def test_which_guards_are_asked(name, is_asked):
+    assert compiling._are_asked(["shape"], [SimpleNamespace(name=name)]) == [is_asked]
 
 
 def test_fields_of_tuples_of_one_size(graphs):

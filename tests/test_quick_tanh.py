@@ -22,6 +22,7 @@ def test_the_quick_tanh_is_tanh(dtype):
     # float64's own is exact to half a unit.
     expected = torch.tanh(x.double())
     assert ((quick_tanh(x) - expected).abs() <= 4 * torch.finfo(dtype).eps * expected.abs()).all()
+    assert quick_tanh(x).abs().max() == 1
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -32,13 +33,14 @@ def test_the_quick_tanh_of_nan_is_nan(dtype):
 @pytest.mark.filterwarnings("ignore:Skipping serialization of")  # that of torch 2.6 says so
 def test_the_kernels_have_it_too():
     x = torch.cat([torch.linspace(-20, 20, 1_003, dtype=F64), torch.tensor([math.inf, -math.inf, math.nan], dtype=F64)])
-    inputs = (x.float(), x)
+    inputs = (x.float(), torch.cat([x, torch.linspace(8.8, 19.2, 20_000, dtype=F64)]))
     kernels = torch.compile(lambda *given: tuple(map(torch.tanh, given)), backend=make_kernels)
     for found, given in zip(kernels(*inputs), inputs, strict=True):
         torch.testing.assert_close(
             found, quick_tanh(given), rtol=2 * torch.finfo(given.dtype).eps, atol=0, equal_nan=True
         )
         assert not torch.equal(found, torch.tanh(given))
+        assert found[found.isfinite()].abs().max() == 1
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, torch.bfloat16])

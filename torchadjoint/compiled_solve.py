@@ -280,8 +280,8 @@ class StepReversal:
                 piece.starts, *self._tensors(steps, piece.starts), *gradients, end_gradient
             )
             gradient += by_parameters
-            for *times, dt in steps.numbers:
-                self.statistics.evaluation_times.extend(times if dt else times[:1])
+            for *times, _ in steps.numbers:
+                self.statistics.evaluation_times.extend(times)
             if index > 0:
                 gradients = before
         return end_gradient

@@ -43,11 +43,13 @@ class Compiled:
 
     def prepare(self, func: nn.Module, *arguments: Any) -> None:
         """Call it, unless that was done; twice, to see that it has settled. What comes out is not used."""
-        if self.owner is None:
-            self(func, *arguments)
-            with torch._dynamo.config.patch(error_on_recompile=True):
+        # The patch is for this thread's second call, and holds for all threads.
+        with PREPARING:
+            if self.owner is None:
                 self(func, *arguments)
-            self.owner = _owner(func)
+                with torch._dynamo.config.patch(error_on_recompile=True):
+                    self(func, *arguments)
+                self.owner = _owner(func)
 
     def __call__(self, func: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
         """What the function returns.
@@ -72,7 +74,10 @@ class Compiled:
         raise ValueError(f"func cannot be compiled as a whole ({reason}): {advice}") from cause
 
 
-SETTLED = r"G\['(?!__import_)|G\['__import_(torch|torchadjoint|contextlib)(_dot_|')|__import__\('torch'\)"
+PREPARING = threading.RLock()
+SETTLED = (
+    r"G\['(?!__import_|___unnamed_scope)|G\['__import_(torch|torchadjoint|contextlib)(_dot_|')|__import__\('torch'\)"
+)
 """How the names of torch's guards start that ask whether torch, Python and this library are what they were."""
 
 

@@ -26,8 +26,9 @@ class Field(Protocol):
     """Number of entries of each parameter with a gradient, in the order of the module's `parameters()`, in which they
     lie in a flat gradient."""
     is_static: bool
-    """Whether, from one `enter` to the next, what the other methods do depends on nothing but the contents of tensors
-    that stay where they are: not on `t`. On a GPU its steps are then recorded once for each solve, and replayed."""
+    """Whether what the other methods do depends on nothing but the contents of tensors that stay where they are for the
+    whole solve: not on `t`, and on `enter` by what it writes into these. On a GPU its steps are then recorded once for
+    each solve, and replayed."""
 
     def enter(self, t0: float, t1: float) -> None:
         """What is evaluated from now on lies between `t0` and `t1`, on the inner sides of jumps at either of them."""

@@ -58,9 +58,9 @@ def _from_half(half: Any, dtype: torch.dtype, number: Callable[[float], Any] = f
 
 @torch.library.custom_op("torchadjoint::quick_tanh", mutates_args=())
 def quick_tanh(x: Tensor) -> Tensor:
-    """tanh(x), to four units in the last place of float32 or float64."""
+    """tanh(x), to a relative error of four times the spacing of float32 or float64 at 1; never beyond -1 and 1."""
     largest = LARGEST[x.dtype]
-    return _from_half(torch.clamp(x, -largest, largest) * 0.5, x.dtype)
+    return _from_half(torch.clamp(x, -largest, largest) * 0.5, x.dtype).clamp(-1, 1)
 
 
 @quick_tanh.register_fake
@@ -76,9 +76,11 @@ def _lower(x: Any) -> Any:
     def number(value: float) -> Any:
         return ops.constant(float(value), dtype)
 
+    def clamped(entry: Any, largest: float) -> Any:
+        return ops.maximum(number(-largest), ops.minimum(number(largest), entry))
+
     def of_entry(entry: Any) -> Any:
-        clamped = ops.maximum(number(-LARGEST[dtype]), ops.minimum(number(LARGEST[dtype]), entry))
-        return _from_half(clamped * number(0.5), dtype, number)
+        return clamped(_from_half(clamped(entry, LARGEST[dtype]) * number(0.5), dtype, number), 1.0)
 
     return make_pointwise(of_entry)(x)
 

@@ -6,6 +6,7 @@ replays its attempts, and the backward pass the products of an accepted step.
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 
 import torch
@@ -71,21 +72,29 @@ def record(function: Callable[[], Tensor | None], device: torch.device) -> tuple
         RuntimeError: if the function does what a graph cannot hold, such as waiting for the device.
     """
     current = torch.cuda.current_stream(device)
-    stream = _recording_stream(current.device)
-    stream.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
-    # The device becomes the current one: a graph of another would hold nothing, and say so in a warning alone.
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        # Libraries allocate their workspaces when they first work on a stream, which must not happen in the graph.
-        function()
-        # Only what this thread does must be recordable: others may go on, such as one that loads data.
-        graph.capture_begin(capture_error_mode="thread_local")
+    # All threads record on one stream, one after the other: what another did on it meanwhile would be in the graph.
+    with RECORDING:
+        stream = _recording_stream(current.device)
+        stream.wait_stream(current)
         try:
-            output = function()
+            # The device becomes the current one: a graph of another would hold nothing, and say so in a warning alone.
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                # Libraries allocate workspaces when they first work on a stream, which must not happen in the graph.
+                function()
+                # Only what this thread does must be recordable: others may go on, such as one that loads data.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    output = function()
+                finally:
+                    graph.capture_end()
         finally:
-            graph.capture_end()
-    current.wait_stream(stream)
+            # Also if it failed: the first call may still be writing to the buffers of the next.
+            current.wait_stream(stream)
     return graph, output
+
+
+RECORDING = threading.Lock()
 
 
 @functools.cache

@@ -333,7 +333,7 @@ class Solver:
         if self._is_on_stop:
             self._enter_piece()
             self._evaluate_first(beside(self.t0, self._piece_end, self.dtype))
-        elif self._has_last_stage:
+        elif self._has_last_stage and not self.stepping.perturb:  # which asks before a step's end and after it
             self._reuse_last_slope()
             self.first_stage_time = self.stage_times[-1]
             self.system.reuse_stage(self.method.num_stages - 1)
