@@ -42,8 +42,8 @@ def compare(func, y0, t, *, tolerance=1e-9, of_times=1e-7, **options):
     method = METHODS[options.get("method", "dopri5")]
     own, expected = ours.statistics.forward, eager.statistics.forward
     assert own.nfe == expected.nfe if method.is_fsal else own.nfe >= expected.nfe
-    # The last step's stages stay for its reversal where they are eager. Behind a last slope that is asked for, at the end
-    # or at a jump, there is a step of no size, of which all stages are evaluated.
+    # The last step's stages stay for its reversal where they are eager. Behind a last slope that is asked for, at the
+    # end or at a jump, there is a step of no size, of which all stages are evaluated.
     most = (1 + 1 + len(options.get("jump_t", ()))) * method.num_stages
     assert ours.statistics.backward.nfe < eager.statistics.backward.nfe + most
     assert distance(ours.y, eager.y) < tolerance
