@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from statistics import mean
 
 from .claims import (
@@ -93,7 +94,8 @@ def _of_the_paper() -> Iterator[Claim]:
         yield Claim(
             f"Training takes less time with the seminorm on Speech Commands at {tolerances(*pair)}",
             source,
-            "share of the CPU seconds of a training with `default` that `seminorm` saves, pairs on equal CPUs",
+            "share of the CPU seconds of a training with `default` that `seminorm` saves, pairs on equal CPUs; in this "
+            "library its evaluations are cheaper too",
             comparison(*_ways("speech_commands", *pair), seconds, is_share=True),
             Above(),
             percent,
@@ -224,14 +226,16 @@ def _of_ours() -> Iterator[Claim]:
         "python speech_commands.py --device cpu --norm discrete --method bosh3 --rtol 1e-3 --atol 1e-6 --max-epochs 24 "
         "--batch-size 128 --metric-interval 2 --data-root recordings --results-dir reference --seed 0",
     )
-    for norm in ("default", "seminorm", "discrete"):
-        loose, tight = (Way("speech_commands", *pair, norm) for pair in (TOLERANCES[0], TOLERANCES[1]))
-        yield Claim(
-            f"Training with `{norm}` does not get better by tolerances ten times tighter",
-            OURS,
-            "test accuracy at 1e-3, 1e-6 minus that at 1e-4, 1e-7, over pairs of equal seed and epochs",
-            comparison(loose, tight, accuracy, is_share=False),
-            Within(ACCURACY_MARGIN),
-            points,
-            RUNS,
-        )
+    for pairs in pairwise(TOLERANCES):
+        loose, tight = (tolerances(*pair) for pair in pairs)
+        for norm in ("default", "seminorm", "discrete"):
+            ways = [Way("speech_commands", *pair, norm) for pair in pairs]
+            yield Claim(
+                f"Training with `{norm}` at {loose} does not get better by tolerances ten times tighter",
+                OURS,
+                f"test accuracy at {loose} minus that at {tight}, over pairs of equal seed and epochs",
+                comparison(*ways, accuracy, is_share=False),
+                Within(ACCURACY_MARGIN),
+                points,
+                RUNS,
+            )
