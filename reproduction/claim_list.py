@@ -209,7 +209,7 @@ def _ratio(experiment: str, cost: Cost, quantity: str, way: str, rtol: float, ev
     alone = [
         evidence.fair(experiment, cost, seed)[way, rtol] for seed in sorted({row["seed"] for row in record["rows"]})
     ]
-    of_weights = tuple(getattr(fair, quantity).middle for fair in alone)
+    of_weights = tuple(getattr(fair, quantity).known for fair in alone)
     return Finding(ratio.middle, ratio.low, ratio.high, ratio.num_batches, "batches", (path,), note, of_weights)
 
 

@@ -201,11 +201,17 @@ def _behind(judged: list[tuple[Claim, Verdict, Finding | None]], directory: Path
             note = f" ({finding.note})" if finding.note else ""
             yield f"- n = {finding.num} {finding.unit}{note}."
             if finding.of_weights:
-                alone = ", ".join(map(claim.show, finding.of_weights))
+                alone = ", ".join(_alone(claim, *ends) for ends in finding.of_weights)
                 yield f"- By each set of weights alone: {alone}. The interval does not hold how weights differ."
             yield f"- Files: {', '.join(_link(path, directory) for path in sorted(finding.files))}"
         yield f"- Again: `{claim.command}`"
         yield ""
+
+
+def _alone(claim: Claim, low: float, high: float) -> str:
+    if math.isinf(low):
+        return f"at most {claim.show(high)}"
+    return f"at least {claim.show(low)}" if math.isinf(high) else claim.show(low)
 
 
 def _in_words(claim: Claim) -> str:

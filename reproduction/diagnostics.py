@@ -27,7 +27,7 @@ from .experiments import EXPERIMENTS
 from .flow_samples import measure_images, measure_points
 from .gradients import drivers, gradient_errors, gradient_of, losses, step_errors
 from .integral_errors import integral_errors, set_integrals
-from .runs import load_data, way_of, whole_config
+from .runs import identity, load_data, way_of, whole_config
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,23 @@ def trained_run(results_dir: str, experiment: str, group: str | None = None) -> 
             f"{options} {card.gradients.training} --results-dir {results_dir}`."
         )
     return max(candidates)[2:]
+
+
+def check_weights(path: Path, saved: Mapping[str, Any], experiment: str, config: Mapping[str, Any]) -> None:
+    """Refuses, by a ValueError, to add to a file what is measured with weights that were trained by other settings.
+
+    Where they were trained, and with which seed, does not matter.
+    """
+
+    def settings(of: Mapping[str, Any]) -> object:
+        # The solver had another name once, and of other models than the experiments' there are no settings.
+        return identity(experiment, {**of, "solver": "torchadjoint", "seed": None}, None) if of else of
+
+    if "config" in saved and settings(saved["config"]) != settings(config):
+        raise ValueError(
+            f"{path} was measured with the weights of {saved['run']}, which was trained by other settings: "
+            "move it away, or give another results_dir"
+        )
 
 
 def trained_model(experiment: str, config: TrainingConfig, weights: Path) -> nn.Module:

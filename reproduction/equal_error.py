@@ -20,7 +20,7 @@ from common.results import Results, load_all
 from flows.continuous import Integrals
 from torchadjoint import Backsolve
 
-from .diagnostics import batch_of, path_of, save_record, test_set, trained_model, trained_run
+from .diagnostics import batch_of, check_weights, path_of, save_record, test_set, trained_model, trained_run
 from .experiments import EXPERIMENTS
 from .fair_saving import COMPARED_AT, name_of
 from .gradients import exact_gradient, gradient_of, relative_error
@@ -195,14 +195,9 @@ def measure(experiment: str, options: Options) -> None:
     measured, path = MEASURED[experiment], path_of(options.results_dir, MEASUREMENT, experiment)
     runs = trained_seeds(options.weights_dir, experiment)
     saved = json.loads(path.read_bytes()) if path.exists() else {"rows": []}
-    first, chosen = next(iter(runs.items()))
-    source = {
-        "run": first.parent.relative_to(options.weights_dir).as_posix(),
-        "config": {name: value for name, value in chosen.config.items() if name != "seed"},
-        "batch_size": measured.batch_size,
-    }
-    if saved["rows"] and not (_is_of(saved, measured) and all(saved.get(name) == source[name] for name in source)):
-        print(f"{path} was measured with other weights, ways or another reference, and is made anew.", flush=True)
+    check_weights(path, saved, experiment, next(iter(runs.values())).config)
+    if saved["rows"] and not _is_of(saved, measured):
+        print(f"{path} was measured with other ways, batches or another reference, and is made anew.", flush=True)
         saved = {"rows": []}
     known = {(row["seed"], row["batch"]) for row in saved["rows"]}
     wanted = [(number, run) for number in range(measured.num_batches) for run in runs]
@@ -217,8 +212,10 @@ def measure(experiment: str, options: Options) -> None:
         batch = batch_of(test_set(experiment, used, runs[run].provenance["split"]), measured.batch_size, number)
         rows = measure_batch(measured, model, batch, EXPERIMENTS[experiment].gradients.loss_function)
         saved = {
-            **source,
+            "run": run.parent.relative_to(options.weights_dir).as_posix(),
+            "config": {name: value for name, value in config.items() if name != "seed"},
             "provenance": provenance.describe(torch.device("cpu")),
+            "batch_size": measured.batch_size,
             "reference": measured.reference,
             "judge": measured.judge,
             "rows": [*saved["rows"], *({"seed": config["seed"], "batch": number, **row} for row in rows)],
@@ -232,7 +229,7 @@ def _is_of(saved: Mapping[str, Any], measured: Measured) -> bool:
     ways = {(name_of(row), row["rtol"]) for row in saved["rows"]}
     wanted = {(name_of(way.settings()), rtol) for way in measured.ways for rtol in way.rtols}
     exact = [tuple(saved.get(name, ())) for name in ("reference", "judge")]
-    return ways == wanted and exact == [measured.reference, measured.judge]
+    return ways == wanted and [*exact, saved["batch_size"]] == [measured.reference, measured.judge, measured.batch_size]
 
 
 if __name__ == "__main__":

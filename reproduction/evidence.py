@@ -42,13 +42,15 @@ class Finding:
     """What `num` counts: pairs of runs, batches."""
     files: tuple[Path, ...]
     note: str = ""
-    of_weights: tuple[float, ...] = ()
-    """The number by each set of weights alone, where the interval is over batches."""
+    of_weights: tuple[tuple[float, float], ...] = ()
+    """The number by each set of weights alone, where the interval is over batches: twice, or a bound and infinity."""
 
     @property
     def reach(self) -> tuple[float, float]:
         """What a verdict looks at: the interval, widened to hold the number by each set of weights."""
-        return min((self.low, *self.of_weights)), max((self.high, *self.of_weights))
+        return min((self.low, *(low for low, _ in self.of_weights))), max(
+            (self.high, *(high for _, high in self.of_weights))
+        )
 
 
 def interval(values: Sequence[float], unit: str, files: Iterable[Path], note: str = "") -> Finding | None:

@@ -39,6 +39,11 @@ class Ratio:
     """The ends are NaN of a single batch. One is infinite if the middle is a bound."""
     num_batches: int
 
+    @property
+    def known(self) -> tuple[float, float]:
+        """The middle as both ends, one of which is infinite where it is a bound."""
+        return (self.low if math.isinf(self.low) else self.middle, self.high if math.isinf(self.high) else self.middle)
+
 
 @dataclass(frozen=True)
 class Fair:

@@ -22,7 +22,7 @@ from torchadjoint import Attempt
 from torchadjoint.norms import rms_norm
 
 from .collapse import CHOSEN, predicted_saving, saving
-from .diagnostics import path_of, save_record
+from .diagnostics import check_weights, path_of, save_record
 from .gradients import exact_gradient, gradient_of, relative_error
 from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
 
@@ -145,12 +145,7 @@ def measure_grid(name: str, subject: Subject, grid: Grid, results_dir: str) -> N
     """Every case that the file lacks."""
     settings = [(loss_scale, atol) for atol in grid.atols for loss_scale in LOSS_SCALES]
     path = path_of(results_dir, "law", name)
-    saved = json.loads(path.read_bytes()) if path.exists() else {}
-    if any(saved.get(name) != value for name, value in {**subject.source, "rtol": grid.rtol}.items()):
-        if saved:
-            print(f"{path} was measured with other weights, and is made anew.", flush=True)
-        saved = {}
-    cases = saved.get("cases", [])
+    cases = _saved(name, path, subject).get("cases", [])
     known = [{field: case[field] for field in asdict(grid.cases[0])} for case in cases]
     for case in grid.cases:
         if asdict(case) not in known:
@@ -162,7 +157,7 @@ def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What the seminorm saves at the further settings that the file lacks: only the adjoint's sizes are looked at."""
     cases = json.loads(path_of(results_dir, "law", name).read_bytes())["cases"]
     path = path_of(results_dir, "law_predictions", name)
-    settings = json.loads(path.read_bytes())["settings"] if path.exists() else []
+    settings = _saved(name, path, subject).get("settings", [])
     chosen = {norm: CHOSEN[norm] for norm in ("default", "seminorm")}
     for case, loss_scale, atol in FURTHER[name][len(settings) :]:
         described = describe_case(subject, grid, case, subject.build(case))
@@ -175,7 +170,7 @@ def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
 def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What it does save there, beside what was predicted."""
     path = path_of(results_dir, "law_predictions", name)
-    settings = json.loads(path.read_bytes())["settings"]
+    settings = _saved(name, path, subject)["settings"]
     for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
         if "measured_saving" in setting:
             continue
@@ -185,6 +180,13 @@ def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
         _save(path, subject, rtol=grid.rtol, settings=settings)
+
+
+def _saved(name: str, path: Path, subject: Subject) -> dict[str, Any]:
+    """What a file holds, which must be of weights that were trained as the subject's; empty if there is none."""
+    saved = json.loads(path.read_bytes()) if path.exists() else {}
+    check_weights(path, saved, name, subject.source["config"])
+    return saved
 
 
 def _save(path: Path, subject: Subject, **values: Any) -> None:

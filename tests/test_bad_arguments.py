@@ -58,6 +58,15 @@ class OfAnotherShape(nn.Module):
             adjoint_options=dict(first_step=0.1),
             match="warm_start is True, and adjoint_options have a first_step.*: .*leave out one of them",
         ),
+        bad(
+            NET,
+            Y0,
+            T,
+            adjoint=Backsolve("default", warm_start=True),
+            first_step=0.1,
+            adjoint_options=dict(first_step=0.2),
+            match="warm_start is True, and adjoint_options have a first_step",
+        ),
         bad(NET, Y0, T, warm_start=True, match="unknown option 'warm_start': use one of 'first_step'"),
         bad(NET, Y0, T, adjoint="l2", match="adjoint is 'l2', but must be one of 'default'"),
         bad(

@@ -48,13 +48,20 @@ def test_a_number_without_an_interval_is_judged_by_itself():
     assert AtLeast(0.5).judge(finding(math.nan, math.nan, 0.4)) == "refuted"
 
 
-@pytest.mark.parametrize(("alone", "expected"), [((0.7, 0.98), "confirmed"), ((0.7, 1.1), "not confirmed")])
+@pytest.mark.parametrize(
+    ("alone", "expected"),
+    [
+        ([(0.7, 0.7), (0.98, 0.98)], "confirmed"),
+        ([(0.7, 0.7), (1.1, 1.1)], "not confirmed"),
+        ([(-math.inf, 0.7)], "confirmed"),
+        ([(0.7, math.inf)], "not confirmed"),
+    ],
+)
 def test_a_verdict_over_batches_asks_that_each_set_of_weights_agrees(alone, expected):
     found = replace(finding(0.8, 0.9), of_weights=alone)
+    mirrored = replace(found, value=-0.85, low=-0.9, high=-0.8, of_weights=[(-high, -low) for low, high in alone])
     assert Below(1.0).judge(found) == expected
-    assert Above(-1.0).judge(replace(found, value=-0.85, low=-0.9, high=-0.8, of_weights=[-one for one in alone])) == (
-        expected
-    )
+    assert Above(-1.0).judge(mirrored) == expected
     assert Below(1.0).judge(replace(found, low=math.nan, high=math.nan)) == "not confirmed"
 
 

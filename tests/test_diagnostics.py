@@ -294,8 +294,13 @@ def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_refere
     monkeypatch.setitem(MEASURED, "acrobot", dataclasses.replace(few, judge=(1e-6, 1e-6)))
     assert len(measure(limit=1)) == 1
     assert len(measure()) == 4
-    saved_run(tmp_path, loss=0.01, max_epochs=7, start_time=5.0)
-    assert len(measure(limit=1)) == 1, "other weights"
+    saved_run(tmp_path, loss=0.005, start_time=4.0, resume=True)
+    measure()  # the same settings
+    saved_run(tmp_path, loss=0.001, max_epochs=7, start_time=5.0)
+    with pytest.raises(
+        ValueError, match="was measured with the weights of acrobot/seminorm, which was trained by other"
+    ):
+        measure()
 
 
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):

@@ -288,8 +288,9 @@ def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():
         lambda tensor: [tensor],
         lambda tensor: ("name", {"within": (tensor,)}),
         lambda tensor: [Weighted(tensor)],
+        lambda tensor: in_a_circle(tensor),
     ],
-    ids=["list", "dict in a tuple", "module in a list"],
+    ids=["list", "dict in a tuple", "module in a list", "circle"],
 )
 def test_a_module_is_differentiated_with_respect_to_what_lies_in_its_containers(hold):
     class Holding(nn.Module):
@@ -313,6 +314,12 @@ def test_a_module_is_differentiated_with_respect_to_what_lies_in_its_containers(
         for by in (torchdiffeq.odeint, odeint)
     )
     assert distance(*ours, *theirs) < 1e-7
+
+
+def in_a_circle(tensor):
+    circle = [tensor]
+    circle.insert(0, circle)
+    return circle
 
 
 class Weighted(nn.Module):

@@ -1,5 +1,6 @@
 """The backward pass reads what the forward pass read, whatever was replaced in between."""
 
+import gc
 import warnings
 
 import pytest
@@ -9,6 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from torchadjoint import Discrete
+
+needs_hooks_told = pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="this torch does not tell of its hooks"
+)
 
 
 class Held(nn.Module):
@@ -113,6 +118,52 @@ def test_a_sparse_embedding_is_differentiated(adjoint):
     assert torch.equal(*dense, *sparse)
 
 
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_what_the_backward_pass_counts_is_added(adjoint):
+    class Counting(Network):
+        def __init__(self):
+            super().__init__()
+            self.num_backward = 0
+
+        def forward(self, t, y):
+            self.num_backward += torch.is_grad_enabled()
+            return super().forward(t, y)
+
+    func, found = Counting(), []
+    for number in (1, 2):
+        solutions = [solve(func, random(4, 3), T, adjoint=adjoint).y for _ in range(number)]
+        func.num_backward = 5
+        torch.autograd.backward([y.sum() for y in solutions])
+        found.append(func.num_backward - 5)
+    assert found[1] == 2 * found[0] > 0
+
+
+@needs_hooks_told
+def test_a_checkpoint_around_a_solve_keeps_nothing():
+    def step():
+        y = checkpoint(lambda y0: solve(func, y0, T, adjoint="discrete").y, y0, use_reentrant=False)
+        y.sum().backward()
+
+    func, y0 = Network(), random(4, 3).requires_grad_()
+    alive = []
+    for _ in range(3):
+        step()
+        gc.collect()
+        alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert alive[1] == alive[2]
+
+
+def test_hooks_for_saved_tensors_act_on_what_is_kept():
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: packed.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        y = solve(Network(), random(4, 3), T, adjoint=Discrete(linearised="solve")).y
+    assert len(packed) > 50
+    backward(y)
+
+
+@needs_hooks_told
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete", Discrete(linearised="solve")])
 def test_a_checkpoint_around_a_solve_evaluates_it_once_more(adjoint):
     func, y0 = Held(), random(3, 2).requires_grad_()

@@ -83,9 +83,6 @@ def test_the_three_steps_follow_on_each_other(tmp_path, monkeypatch):
     path.write_text(json.dumps(record | {"cases": cases[1:]}))
     law.measure_grid("neural_ode", SUBJECT, GRID, str(tmp_path))
     assert [case["width"] for case in json.loads(path.read_bytes())["cases"]] == [16, 8]
-    law.measure_grid("neural_ode", replace(SUBJECT, source={"run": "other", "config": {}}), GRID, str(tmp_path))
-    assert [case["width"] for case in json.loads(path.read_bytes())["cases"]] == [8, 16], "other weights"
-    law.measure_grid("neural_ode", SUBJECT, GRID, str(tmp_path))
     law.predict("neural_ode", SUBJECT, GRID, str(tmp_path))
     predictions = law.path_of(str(tmp_path), "law_predictions", "neural_ode")
     [predicted] = json.loads(predictions.read_bytes())["settings"]
@@ -95,6 +92,19 @@ def test_the_three_steps_follow_on_each_other(tmp_path, monkeypatch):
     assert checked["predicted_saving"] == predicted["predicted_saving"]
     nfe = {row["norm"]: row["backward_nfe"] for row in checked["rows"]}
     assert checked["measured_saving"] == 1 - nfe["seminorm"] / nfe["default"]
+
+
+@pytest.mark.parametrize("step", [law.measure_grid, law.predict, law.check])
+def test_measurements_with_weights_of_other_settings_are_not_mixed(tmp_path, step):
+    config = vars(acrobot.Config("cpu", "seminorm", max_epochs=2))
+    for measurement, holds in (("law", {"cases": []}), ("law_predictions", {"settings": []})):
+        record = {"run": "acrobot/a/0.json", "config": {**config, "solver": "dopri5", "resume": True}, **holds}
+        law.save_record(law.path_of(str(tmp_path), measurement, "acrobot"), record)
+    other = replace(SUBJECT, source={"run": "acrobot/b/0.json", "config": {**config, "max_epochs": 3}})
+    with pytest.raises(ValueError, match=r"was measured with the weights of acrobot/a/0\.json"):
+        step("acrobot", other, GRID, str(tmp_path))
+    same = replace(SUBJECT, source={"run": "acrobot/c/5.json", "config": config})
+    assert law._saved("acrobot", law.path_of(str(tmp_path), "law", "acrobot"), same)["cases"] == []
 
 
 def lawful(size, *, exponent=0.25, largest_of_z=1e-2):

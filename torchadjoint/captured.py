@@ -64,24 +64,27 @@ def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..
 
 def _may_read_others(func: nn.Module) -> bool:
     """Whether a module has tensors that require a gradient besides its parameters."""
-    return any(
-        tensor.requires_grad
+    values = [
+        value
         for module in func.modules()
         for name, value in (*vars(module).items(), *module._buffers.items())
         if name not in EVERY_MODULES
-        for tensor in _tensors_in(value)
-    )
+    ]
+    return any(tensor.requires_grad for tensor in _tensors_in(values))
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value and in the modules, lists, tuples and dicts that it is made of."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, nn.Module):
-        yield from value.parameters()
-    elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(part)
+    """The tensors in a value and in the modules, lists, tuples and dicts that it is made of, circles or not."""
+    left, seen = [value], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, nn.Module):
+            yield from value.parameters()
+        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _tensors(state: Any) -> list[Any]:

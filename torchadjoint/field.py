@@ -87,14 +87,17 @@ def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plainly_saved() -> Iterator[None]:
-    """Inside, graphs keep their tensors, whatever hooks there are for saved ones.
+    """Inside, graphs keep their tensors, also within `torch.utils.checkpoint`.
 
-    They are parts of one gradient. The hooks of `torch.utils.checkpoint` would compute all anew for every part.
+    They are parts of one gradient. Its hooks for saved tensors would compute all anew for every part. Other hooks, such
+    as those that move what is saved, act. A torch older than 2.8 does not say which there are.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignores_tracing: None)(False)
+    if hooks is None or getattr(hooks[0], "__module__", None) != "torch.utils.checkpoint":
         yield
     else:
-        with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+        # An output that is saved as it is would keep its own graph alive in a circle.
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _same):
             yield
 
 

@@ -55,7 +55,10 @@ EVERY_MODULES = frozenset(vars(nn.Module())) - {"training"}
 
 @contextlib.contextmanager
 def as_they_were(held: list[Held]) -> Iterator[None]:
-    """Inside, all these are where they were; what stands there now comes back."""
+    """Inside, all these are where they were; what stands there now comes back.
+
+    What is written there inside stays, and what is counted there inside is added to what was counted before.
+    """
     replaced = [(it, it.holder.get(it.name, ABSENT)) for it in held if it.holder.get(it.name) is not it.value]
     try:
         for it, _ in replaced:
@@ -63,9 +66,13 @@ def as_they_were(held: list[Held]) -> Iterator[None]:
         yield
     finally:
         for it, now in replaced:
-            it.holder[it.name] = now
-            if now is ABSENT:
+            found = it.holder.get(it.name, ABSENT)
+            if found is it.value and now is ABSENT:
                 del it.holder[it.name]
+            elif found is it.value:
+                it.holder[it.name] = now
+            elif all(type(number) in (int, float) for number in (found, it.value, now)):
+                it.holder[it.name] = now + (found - it.value)
 
 
 ABSENT = object()

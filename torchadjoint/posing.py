@@ -75,6 +75,11 @@ def pose(
         arguments.refuse("adjoint_options", adjoint_options, "a dict of options")
     elif "norm" in backward_options:
         raise ValueError("adjoint_options names a norm: name it by adjoint=Backsolve(norm)")
+    if getattr(adjoint, "warm_start", False) and (adjoint_options or {}).get("first_step") is not None:
+        raise ValueError(
+            "warm_start is True, and adjoint_options have a first_step: a warm start takes the forward solve's last "
+            "one, so leave out one of them"
+        )
     like = {"largest": largest, "like": asked_y0}
     compile = arguments.flag("compile", compile, "solve")
     if compile and len(parameters) > len(own) and adjoint_params is None:

@@ -63,11 +63,6 @@ class _Backsolve:
     def __init__(self, adjoint: Backsolve, problem: Problem, statistics: SolveStatistics):
         if problem.compile is True and adjoint.norm != SEMINORM:
             raise ValueError("compile=True needs adjoint='seminorm' or adjoint='discrete'")
-        if adjoint.warm_start and problem.backward.first_step is not None:
-            raise ValueError(
-                "warm_start is True, and adjoint_options have a first_step: a warm start takes the forward solve's, so "
-                "leave out one of them"
-            )
         self.problem, self.statistics, self.adjoint_name = problem, statistics, adjoint.name
         self.warm_start = adjoint.warm_start
         self.by_quadrature = adjoint.norm == SEMINORM
