@@ -18,7 +18,7 @@ from reproduction.sweep import sweep
 
 def test_a_run_in_a_sweep_is_the_run_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    run = Run("toy", {"norm": "seminorm", "seed": 3})
+    run = Run("toy", {"norm": "seminorm", "seed": 3}, "abc")
     engine = partial(run_locally, devices=["cpu"])
     [status] = sweep([run], engine, results_dir=str(tmp_path / "sweep"), device="cpu")
     assert status.state == "done"
