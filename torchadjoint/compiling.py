@@ -43,6 +43,8 @@ class Compiled:
 
     def prepare(self, func: nn.Module, *arguments: Any) -> None:
         """Call it, unless that was done; twice, to see that it has settled. What comes out is not used."""
+        if self.owner is not None:
+            return
         # The patch is for this thread's second call, and holds for all threads.
         with PREPARING:
             if self.owner is None:
@@ -75,6 +77,7 @@ class Compiled:
 
 
 PREPARING = threading.RLock()
+"""Held by the one thread that may prepare something."""
 SETTLED = (
     r"G\['(?!__import_|___unnamed_scope)|G\['__import_(torch|torchadjoint|contextlib)(_dot_|')|__import__\('torch'\)"
 )

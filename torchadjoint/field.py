@@ -85,6 +85,9 @@ def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
             live.update(kept)
 
 
+top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignores_tracing: None)
+
+
 @contextlib.contextmanager
 def _plainly_saved() -> Iterator[None]:
     """Inside, graphs keep their tensors, also within `torch.utils.checkpoint`.
@@ -92,7 +95,7 @@ def _plainly_saved() -> Iterator[None]:
     They are parts of one gradient. Its hooks for saved tensors would compute all anew for every part. Other hooks, such
     as those that move what is saved, act. A torch older than 2.8 does not say which there are.
     """
-    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignores_tracing: None)(False)
+    hooks = top_hooks(False)
     if hooks is None or getattr(hooks[0], "__module__", None) != "torch.utils.checkpoint":
         yield
     else:

@@ -95,6 +95,7 @@ def record(function: Callable[[], Tensor | None], device: torch.device) -> tuple
 
 
 RECORDING = threading.Lock()
+"""Held by the one thread that may record."""
 
 
 @functools.cache
