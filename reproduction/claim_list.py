@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from statistics import mean
 
+from .claim_commands import RUN_OF_BOSH3, RUNS, equal_error, step_errors
 from .claims import (
     ELSEWHERE,
     MEMORY,
@@ -23,7 +24,7 @@ from .claims import (
     points,
 )
 from .claims_of_flows import claims_of_flows
-from .claims_of_law import TITLES, TRAINING, claims_of_law
+from .claims_of_law import TITLES, claims_of_law
 from .evidence import Evidence, Finding, Way, accuracy, backward_nfe, comparison, loss, seconds
 from .fair_saving import COMPARED_AT, Cost, Ratio
 from .published import PUBLISHED
@@ -35,19 +36,6 @@ ACCURACY_MARGIN = 0.02
 """Within how many points of accuracy two ways learn alike; the paper's spread over seeds is about half a point."""
 LOSS_MARGIN = 0.1
 """Within which difference of the logarithm two losses are alike: a factor of 1.1."""
-RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
-_EQUAL_ERROR = "python -m reproduction.equal_error --results-dir reference --experiments"
-FAIR = {
-    "speech_commands": f"{_EQUAL_ERROR} speech_commands --weights-dir reference/weights --data-root recordings",
-    "acrobot": f"{TRAINING['acrobot']}; {_EQUAL_ERROR} acrobot --weights-dir results/weights",
-    "flow": f"{TRAINING['flow']}; {_EQUAL_ERROR} flow --weights-dir results/weights",
-}
-_STEPS = "python -m reproduction.diagnostics --results-dir reference --measurements step_errors --experiments"
-STEPS = {
-    "speech_commands": f"{_STEPS} speech_commands --weights-dir reference/weights --data-root recordings",
-    "acrobot": f"{TRAINING['acrobot']}; {_STEPS} acrobot --weights-dir results/weights",
-    "flow": f"{TRAINING['flow']}; {_STEPS} flow --weights-dir results/weights",
-}
 
 
 def claims() -> list[Claim]:
@@ -149,7 +137,7 @@ def _of_steps() -> Iterator[Claim]:
             partial(share, experiment=experiment, part=part),
             AtLeast(0.5),
             percent,
-            STEPS[experiment],
+            step_errors(experiment),
         )
 
 
@@ -164,7 +152,7 @@ def _of_gradients() -> Iterator[Claim]:
                 partial(_ratio, experiment, "nfe", "error", "seminorm", rtol),
                 Above(1.0),
                 factor,
-                FAIR[experiment],
+                equal_error(experiment),
             )
     ways = {
         "the seminorm": "seminorm",
@@ -195,7 +183,7 @@ def _at_equal_error(experiment: str, cost: Cost, name: str, way: str, rtol: floa
         partial(_ratio, experiment, cost, "at_equal_error", way, rtol),
         Below(0.99),  # one in a hundred is no saving
         factor,
-        FAIR[experiment],
+        equal_error(experiment),
     )
 
 
@@ -223,8 +211,7 @@ def _of_ours() -> Iterator[Claim]:
         comparison(discrete, default, accuracy, is_share=False),
         Within(ACCURACY_MARGIN),
         points,
-        "python speech_commands.py --device cpu --norm discrete --method bosh3 --rtol 1e-3 --atol 1e-6 --max-epochs 24 "
-        "--batch-size 128 --metric-interval 2 --data-root recordings --results-dir reference --seed 0",
+        RUN_OF_BOSH3,
     )
     for pairs in pairwise(TOLERANCES):
         loose, tight = (tolerances(*pair) for pair in pairs)

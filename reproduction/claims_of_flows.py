@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
+from .claim_commands import RUNS_OF_FLOWS
 from .claims import ELSEWHERE, MEMORY, OURS, Above, Claim, Within, percent, points, signed
 from .evidence import Evidence, Finding, Way, backward_nfe, bits_per_dim, comparison, interval, nll
 from .experiments import FLOW
@@ -20,7 +21,6 @@ MEASURES = {"nll": ("nats", nll), "bits_per_dim": ("bits per dimension", bits_pe
 """Unit and quantity of each of the card's metrics."""
 LIKELIHOOD_MARGIN = 0.02
 """Within how many of these two ways learn alike."""
-RUNS = "python tables.py run cpu --experiments flow --results-dir reference"
 
 
 def claims_of_flows() -> Iterator[Claim]:
@@ -42,7 +42,7 @@ def claims_of_flows() -> Iterator[Claim]:
                 comparison(mine, theirs, backward_nfe, is_share=True),
                 Above(0.01),  # one in a hundred is no saving
                 percent,
-                RUNS,
+                RUNS_OF_FLOWS,
             )
         unit, likelihood = MEASURES[FLOW.metric({"data": data})]
         for text, source, mine in (
@@ -56,7 +56,7 @@ def claims_of_flows() -> Iterator[Claim]:
                 comparison(mine, default, likelihood, is_share=False),
                 Within(LIKELIHOOD_MARGIN),
                 signed,
-                RUNS,
+                RUNS_OF_FLOWS,
             )
     yield Claim(
         "The seminorm saves more where the network is wider: a flow, digits",

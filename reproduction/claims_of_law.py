@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from statistics import mean
 
+from .claim_commands import law
 from .claims import MEMORY, OURS, Above, AtMost, Below, Claim, factor, percent, points
 from .collapse import CHOSEN, asymmetry, between, spread_left_out, spreads, spreads_within_settings
 from .evidence import Evidence, Finding, interval
@@ -21,26 +22,6 @@ FEWEST_SETTINGS = 3
 FEWEST_CASES = 6
 """Of fewer, too many of their orders would pass: of the Neural CDE's five, one in five."""
 FLAT = "the evaluations vary by less than a tenth, so there is nothing to explain"
-TRAINING = {
-    # Two minutes a seed, each.
-    "acrobot": "for seed in 0 1 2; do python acrobot.py --device cpu --norm discrete --max-epochs 2 "
-    "--metric-interval 1 --seed $seed --results-dir results/weights; done",
-    "flow": "for seed in 0 1 2; do python flow.py --device cpu --norm discrete --data checkerboard --batch-size 100 "
-    "--max-epochs 30 --seed $seed --results-dir results/weights; done",
-}
-"""What makes the weights that are not committed."""
-
-
-def law(step: str, model: str) -> str:
-    """The command of a step of `law.py` for one of its models, with what makes the weights."""
-    command = f"python -m reproduction.law {step} --results-dir reference --models {model}"
-    return {
-        "speech_commands": f"{command} --weights-dir reference/weights --data-root recordings",
-        "acrobot": f"{TRAINING['acrobot']}; {command} --weights-dir results/weights",
-        "neural_ode": command,
-    }[model]
-
-
 TITLES = {
     "speech_commands": "the Neural CDE",
     "acrobot": "acrobot",
@@ -61,7 +42,7 @@ def claims_of_law() -> Iterator[Claim]:
                 partial(_symmetry, model, norm),
                 AtMost(LEAST_SPREAD),
                 percent,
-                law("grid", model),
+                law(model, "grid"),
                 FLAT,
             )
         for norm in ("default", "seminorm"):
@@ -72,7 +53,7 @@ def claims_of_law() -> Iterator[Claim]:
                 partial(_collapse, model, norm, CHOSEN[norm]),
                 AtMost(MOST_LEFT),
                 factor,
-                law("grid", model),
+                law(model, "grid"),
                 FLAT,
             )
         yield Claim(
@@ -82,7 +63,7 @@ def claims_of_law() -> Iterator[Claim]:
             partial(_ratio_within_settings, model),
             AtMost(MOST_LEFT),
             factor,
-            law("grid", model),
+            law(model, "grid"),
             "too few cases, or they differ by a tenth at too few settings",
         )
         yield Claim(
@@ -92,7 +73,7 @@ def claims_of_law() -> Iterator[Claim]:
             partial(_between, model),
             Above(),
             points,
-            law("grid", model),
+            law(model, "grid"),
             "no case has settings of both kinds",
         )
     for text, quantity, model in (
@@ -108,7 +89,7 @@ def claims_of_law() -> Iterator[Claim]:
             partial(_prediction, quantity, model),
             Below(LAW_MARGIN),
             points,
-            f"{law('predict', model)}; {law('check', model).rpartition('; ')[2]}",
+            law(model, "predict", "check"),
         )
 
 

@@ -10,7 +10,7 @@ from prose import RESULTS, diagnosis, says
 from scipy.stats import t as students_t
 
 from common.results import load_all
-from reproduction.evidence import Evidence, Way, backward_nfe, nll, seconds
+from reproduction.evidence import Evidence, Way, backward_nfe, seconds
 
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 EPOCHS = {1e-3: 24, 1e-4: 24, 1e-5: 8}
@@ -210,58 +210,6 @@ def test_the_table_of_errors():
     says(f"has the smaller one at 1e-3, {other['seminorm'] / other['default']:.2f} times, over three batches too")
 
 
-def test_the_table_of_flows():
-    gradients, integrals = (diagnosis(name, "flow")["rows"] for name in ("gradient_errors", "integrals"))
-
-    def cell(rows, rtol, **wanted):
-        rows = [
-            row for row in rows if row["rtol"] == rtol and all(row[name] == value for name, value in wanted.items())
-        ]
-        forward, backward, error = (
-            statistics.median(row[name] for row in rows) for name in ("forward_nfe", "backward_nfe", "error")
-        )
-        return f"{forward:.0f} + {backward:.0f}: {error:.1e}"
-
-    for rtol in sorted({row["rtol"] for row in gradients}):
-        row = [cell(gradients, rtol, adjoint=adjoint) for adjoint in ("default", "seminorm", "discrete")]
-        row.append(cell(integrals, rtol, integrals="unweighed"))
-        says(f"| 1e{round(math.log10(rtol))} | {' | '.join(row)} |")
-    shares = [share["a_t"] for share in diagnosis("step_errors", "flow")["shares"]]
-    says(f"sets the steps, in {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the attempted ones")
-    assert all(share["a_theta"] == 0 for share in diagnosis("step_errors", "flow")["shares"])
-
-
-def test_the_trained_flows():
-    evidence = Evidence.of(str(RESULTS))
-
-    def way(norm, integrals="none", data="checkerboard"):
-        return Way("flow", 1e-5, 1e-5, norm, integrals=integrals, data=data)
-
-    def share(mine):
-        return evidence.compared(mine, way("default", data=mine.data), backward_nfe, is_share=True)
-
-    def saved(mine):
-        found = share(mine)
-        assert found.num == 3
-        return f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
-
-    apart = []
-    for data in ("checkerboard", "8gaussians", "2spirals"):
-        norms = [("seminorm",), ("seminorm", "unweighed"), ("discrete",)]
-        says(f"| {data} | {' | '.join(saved(way(*norm, data=data)) for norm in norms)} |")
-        for norm in (*norms, ("per-tensor",)):
-            found = evidence.compared(way(*norm, data=data), way("default", data=data), nll, is_share=False)
-            apart.append(abs(found.value))
-        assert abs(share(way("per-tensor", data=data)).value) < 0.01, "the page says that it costs as much as `default`"
-    says(f"The mean likelihoods agree to {max(apart):.3f} nats")
-    says(f"In a flow of the checkerboard the seminorm saves {saved(way('seminorm'))[:-1]}, n = 3)")
-    of_digits = {norm: share(way(norm, data="digits")) for norm in ("seminorm", "discrete")}
-    assert of_digits["seminorm"].num == 2
-    assert abs(of_digits["seminorm"].value) < 0.005
-    says("In flows of digits it saves nothing (two seeds). `discrete` saves ")
-    says(f"{100 * share(way('discrete')).value:.0f} and {100 * of_digits['discrete'].value:.0f} %")
-
-
 def decades(experiment):
     """By how much the reference of the errors is tighter than the tightest of their tolerances."""
     record = diagnosis("gradient_errors", experiment)
@@ -311,52 +259,3 @@ def test_the_acrobot_swings_up_and_stays():
         final = motion[name][-100:]
         upright = math.pi if name == "q1" else 0
         assert all(abs((angle - upright + math.pi) % math.tau - math.pi) < 0.1 for angle in final)
-
-
-def method_row(method, rtol):
-    """A line of the table of methods."""
-    cells = [f"`{method}`", f"1e{math.log10(rtol):.0f}"]
-    for adjoint in ("default", "seminorm", "discrete"):
-        rows = [
-            row
-            for row in diagnosis("methods", "speech_commands")["rows"]
-            if (row["method"], row["rtol"], row["adjoint"]) == (method, rtol, adjoint)
-        ]
-        nfe = [round(statistics.mean(row[f"{direction}_nfe"] for row in rows)) for direction in ("forward", "backward")]
-        error = statistics.geometric_mean(row["error"] for row in rows)
-        seconds = statistics.median(row["cpu_seconds"] for row in rows)
-        cells.append(f"{nfe[0]:,} + {nfe[1]:,}: {error:.3f}, {seconds:.2f} s")
-    return f"| {' | '.join(cells)} |"
-
-
-def test_the_table_of_methods():
-    record = diagnosis("methods", "speech_commands")
-    for method in dict.fromkeys(row["method"] for row in record["rows"]):
-        for rtol in (1e-2, 1e-3):
-            says(method_row(method, rtol))
-    reference_error = max(row["reference_error"] for row in record["rows"])
-    trained = [run for run in load_all(str(RESULTS)).values() if run.config.get("method") == "bosh3"]
-    accuracies = [100 * run.test_metrics.accuracy for run in trained]
-    seconds = [sum(epoch.cpu_seconds for epoch in run.epochs) for run in trained]
-    says(f"{statistics.mean(accuracies):.1f} +- {statistics.stdev(accuracies):.1f} % over {len(trained)} seeds")
-    says(f"{min(seconds):.0f} to {max(seconds):.0f} CPU seconds")
-    [baseline] = [
-        sum(epoch.cpu_seconds for epoch in run.epochs)
-        for run in load_all(str(RESULTS)).values()
-        if (run.experiment, run.config["norm"]) == ("speech_commands", "default")
-        and run.provenance["device_name"] == trained[0].provenance["device_name"]
-    ]
-    says(f"where a run of `dopri5` with `default` on the same CPU took {baseline:,.0f}")
-    says(f"n = {record['num_batches']} batches of {record['batch_size']} clips, reference good to {reference_error:.1%}"
-         .replace("%", " %"))  # fmt: skip
-
-
-def test_what_weights_are_worth_by_other_methods():
-    rows = diagnosis("losses", "speech_commands")["rows"]
-    accuracies = {(row["method"], row["rtol"]): f"{100 * row['accuracy']:.1f} %" for row in rows}
-    exception = accuracies.pop(("bosh3", 1e-2))
-    [usual] = set(accuracies.values())
-    losses = sorted(row["loss"] for row in rows)
-    says(f"a test accuracy of {usual} by each of the six at both tolerances, but {exception} by `bosh3` at 1e-2")
-    says(f"and test losses of {losses[0]:.3f} to {losses[-1]:.3f}")
-    assert len({method for method, _ in accuracies}) == 6

@@ -1,0 +1,45 @@
+"""The commands that make the evidence of the claims again, for the page of `claims.py`."""
+
+RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
+RUNS_OF_FLOWS = "python tables.py run cpu --experiments flow --results-dir reference"
+RUN_OF_BOSH3 = (
+    "python speech_commands.py --device cpu --norm discrete --method bosh3 --rtol 1e-3 --atol 1e-6 --max-epochs 24 "
+    "--batch-size 128 --metric-interval 2 --data-root recordings --results-dir reference --seed 0"
+)
+_TRAINING = {
+    # Two minutes a seed, each.
+    "acrobot": "for seed in 0 1 2; do python acrobot.py --device cpu --norm discrete --max-epochs 2 "
+    "--metric-interval 1 --seed $seed --results-dir results/weights; done",
+    "flow": "for seed in 0 1 2; do python flow.py --device cpu --norm discrete --data checkerboard --batch-size 100 "
+    "--max-epochs 30 --seed $seed --results-dir results/weights; done",
+}
+"""What makes the weights that are not committed."""
+
+
+def equal_error(experiment: str) -> str:
+    """What measures an experiment's ways at equal error of the gradient."""
+    return _of_weights(experiment, f"reproduction.equal_error --results-dir reference --experiments {experiment}")
+
+
+def step_errors(experiment: str) -> str:
+    """What measures which part of the adjoint's state has the largest error in each step."""
+    program = "reproduction.diagnostics --results-dir reference --measurements step_errors"
+    return _of_weights(experiment, f"{program} --experiments {experiment}")
+
+
+def law(model: str, *steps: str) -> str:
+    """These steps of `law.py` for one of its models."""
+    programs = [f"reproduction.law {step} --results-dir reference --models {model}" for step in steps]
+    return _of_weights(model, *programs)
+
+
+def _of_weights(model: str, *programs: str) -> str:
+    """These modules run on the weights of a model: committed, to be made before, or its own."""
+    weights = {
+        "speech_commands": " --weights-dir reference/weights --data-root recordings",
+        "acrobot": " --weights-dir results/weights",
+        "flow": " --weights-dir results/weights",
+        "neural_ode": "",
+    }[model]
+    commands = [_TRAINING[model]] if model in _TRAINING else []
+    return "; ".join([*commands, *(f"python -m {program}{weights}" for program in programs)])
