@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .directions import directions_of
+from .views import views_of
 
 Points = tuple[Tensor, Tensor]
 """Points (batch, dims) and log-determinants (batch), or what belongs to them."""
@@ -227,14 +228,15 @@ class ConcatSquashField:
             by_time.add_(rate, alpha=weight)
 
     def _views(self, gradient: Tensor) -> list[Tensor]:
-        """Where in `gradient` the matrices lie, behind them each kind of vectors, and t; made once for each buffer."""
-        key = gradient.data_ptr()
-        if key not in self.gradient_views:
+        """Where in `gradient` the matrices lie, behind them each kind of vectors, and t."""
+
+        def make() -> list[Tensor]:
             sizes = [weight.numel() for weight in self.weights] + [len(self.biases)] * 4
             pieces = gradient.split([*sizes, len(gradient) - sum(sizes)])
             matrices = [piece.view_as(weight) for piece, weight in zip(pieces, self.weights, strict=False)]
-            self.gradient_views[key] = [*matrices, *pieces[len(matrices) :]]
-        return self.gradient_views[key]
+            return [*matrices, *pieces[len(matrices) :]]
+
+        return views_of(gradient, self.gradient_views, make)
 
     def reuse_slot(self, slot: int) -> None:
         self.slots[0], self.slots[slot] = self.slots[slot], self.slots[0]

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .views import views_of
+
 relu_backward = torch.ops.aten.threshold_backward.grad_input
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -173,14 +175,13 @@ class NeuralCDEField:
             torch.addmm(by_matrix, layer_input.T, cotangent, alpha=weight, out=by_matrix)
 
     def _views(self, gradient: Tensor) -> list[Tensor]:
-        """Where in `gradient` each layer's gradient lies, in the form of its matrix; made once a buffer."""
-        key = gradient.data_ptr()
-        if key not in self.gradient_views:
+        """Where in `gradient` each layer's gradient lies, in the form of its matrix."""
+
+        def make() -> list[Tensor]:
             pieces = gradient[: sum(self.matrix_sizes)].split(self.matrix_sizes)
-            self.gradient_views[key] = [
-                piece.view_as(matrix) for piece, matrix in zip(pieces, self.matrices, strict=True)
-            ]
-        return self.gradient_views[key]
+            return [piece.view_as(matrix) for piece, matrix in zip(pieces, self.matrices, strict=True)]
+
+        return views_of(gradient, self.gradient_views, make)
 
     def reuse_slot(self, slot: int) -> None:
         self.slots[0].copy_(self.slots[slot])

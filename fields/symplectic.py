@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .softplus_networks import NUM_ROWS, RowNetwork, SlopeNetwork
 from .symplectic_dynamics import SymplecticDynamics, angle_rows
+from .views import views_of
 
 
 class _Slot:
@@ -102,12 +103,13 @@ class SymplecticField:
         self.control.add_parameter_product(kept.values, control_kept, weight, by_control)
 
     def _views(self, gradient: Tensor) -> list[Sequence[Tensor]]:
-        """Where in `gradient` each network's gradients lie, in the parameters' shapes; made once for each buffer."""
-        key = gradient.data_ptr()
-        if key not in self.gradient_views:
+        """Where in `gradient` each network's gradients lie, in the parameters' shapes."""
+
+        def make() -> list[Sequence[Tensor]]:
             views = iter(self.unflatten(gradient[: sum(self.parameter_sizes)]))
-            self.gradient_views[key] = [[next(views) for _ in range(number)] for number in self.num_tensors]
-        return self.gradient_views[key]
+            return [[next(views) for _ in range(number)] for number in self.num_tensors]
+
+        return views_of(gradient, self.gradient_views, make)
 
     def reuse_slot(self, slot: int) -> None:
         self.slots[0], self.slots[slot] = self.slots[slot], self.slots[0]

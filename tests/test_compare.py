@@ -93,6 +93,13 @@ def test_a_way_that_fails_is_a_row_that_says_why():
     assert "Invalid method" in str(found)
 
 
+def test_backward_options_are_torchdiffeqs_too():
+    options = QUICK | dict(repeats=1, adjoint_rtol=1e-7, adjoint_atol=1e-8, adjoint_options={})
+    rows = {row.way: row for row in compare(Network(), random(4, 3), T.double(), squares, **options).rows}
+    assert not any(row.failure for row in rows.values())
+    assert rows["torchdiffeq, adjoint"].backward_nfe == rows["per-tensor"].backward_nfe > rows["default"].forward_nfe
+
+
 def test_tuple_states_and_options_of_the_solve(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no torchdiffeq
     found = compare(Pair(), Pair.start(), T.double(), squares, **QUICK, methods=["dopri5", "rk4"], jump_t=[0.5])

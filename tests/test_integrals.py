@@ -126,6 +126,17 @@ def test_a_function_that_reads_its_integrals_gets_no_wrong_gradient(adjoint):
         solution.y[0][-1].sum().backward()
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+@pytest.mark.parametrize("adjoint", BACKSOLVES)
+def test_nor_by_fixed_steps(adjoint, is_trained):
+    func, z0 = ReadsItsIntegral().requires_grad_(is_trained), random(3).requires_grad_()
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    options = dict(adjoint=adjoint, integrals=1, method="rk4", step_size=0.1)
+    solution = solve(func, (z0, torch.zeros(3, dtype=F64)), t, **options)
+    with pytest.raises(SolverError, match="not finite: check that the vector field reads none of the integrals"):
+        solution.y[0][-1].sum().backward()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

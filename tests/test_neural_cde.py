@@ -7,6 +7,7 @@ from problems import F64, Plain, distance, random, random_walks
 
 from fields import neural_cde
 from fields.neural_cde import NeuralCDEField
+from fields.views import MOST_KEPT
 from speech_commands import ControlledField, NeuralCDE, VectorField
 from torchadjoint import METHODS, Backsolve, Discrete, solve
 from torchadjoint.field import AutogradField
@@ -286,3 +287,13 @@ def test_the_model_returns_logits_and_statistics(monkeypatch):
     assert recorder.kinds == [NeuralCDEField]
     # Each path on its own gives the same.
     assert distance(torch.cat([model(path.unsqueeze(0))[0] for path in x]), logits) < 1e-2
+
+
+def test_gradients_of_a_kept_graph_do_not_pile_up():
+    func, z0 = controlled_field(batch=3, num_hidden_layers=1), random(3, NUM_HIDDEN).requires_grad_()
+    times = torch.tensor([0.0, NUM_KNOTS - 1], dtype=F64)
+    y = solve(func, z0, times, adjoint="default", jump_t=range(NUM_KNOTS), rtol=1e-3, atol=1e-3).y[-1].sum()
+    gradients = [torch.autograd.grad(y, [*func.parameters()], retain_graph=True) for _ in range(4)]
+    assert all(map(torch.equal, gradients[0], gradients[-1]))
+    views = y.grad_fn.next_functions[0][0].next_functions[0][0].plan.differentiation.field.gradient_views
+    assert len(views) <= MOST_KEPT < 4 * NUM_STAGES

@@ -1,7 +1,9 @@
 """CUDA graphs without a GPU: a tape of the very operations, on the very tensors, takes the place of the graph."""
 
 import logging
+import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from problems import F64, differentiate, random, steps, way
 from test_neural_cde import NUM_HIDDEN, NUM_KNOTS, controlled_field
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchadjoint import replay, solve
+from torchadjoint import Discrete, replay, solve
 from torchadjoint.field import AutogradField
 from torchadjoint.replay import NUM_EAGER_CALLS, Replay
 
@@ -88,6 +90,22 @@ def test_discrete_takes_its_last_step_apart_from_the_record(request):
     assert torch.equal(replayed.gradient, eager.gradient)
     attempts = eager.statistics.forward.num_accepted + eager.statistics.forward.num_rejected
     assert tapes[0].num_replays == attempts - NUM_EAGER_CALLS - 1
+
+
+@pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
+def test_discrete_that_keeps_all_stages_replays_nothing_that_fills_them(method, request):
+    """First slopes among them: there are more than are made before a record, at knots and where no step ends on one."""
+    options = dict(method=method, rtol=1e-3, atol=1e-3)
+    eager = outcome(Discrete(linearised="solve"), **options)
+    request.getfixturevalue("tapes")
+    assert torch.equal(outcome(Discrete(linearised="solve"), **options).gradient, eager.gradient)
+
+
+def test_the_field_of_the_documentation_is_static(tapes):
+    page = Path(__file__).parents[1] / "docs" / "writing_a_field.md"
+    definition, comparison = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    exec(definition + comparison, {"__name__": page.stem})
+    assert sum(tape.num_replays for tape in tapes) > 20
 
 
 def test_few_calls_are_not_recorded(tapes):

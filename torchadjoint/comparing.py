@@ -21,7 +21,7 @@ from . import arguments
 from .adjoints import Backsolve, Discrete
 from .api import solve
 from .errors import SolverError
-from .methods import find_method
+from .methods import METHODS
 from .problem import State
 from .stepping import OF_FIXED_STEPS
 
@@ -159,7 +159,7 @@ def compare(
     if isinstance(methods, str) or not methods:
         arguments.refuse("methods", methods, "a sequence of methods, such as ('dopri5', 'bosh3')")
     for method in methods:
-        find_method("methods", method)
+        arguments.choice("methods", method, METHODS)
     for name, instead in (("adjoint", "every way is tried"), ("method", "give methods")):
         if name in options:
             raise ValueError(f"{name} is given, but compare chooses it: {instead}")
@@ -171,7 +171,7 @@ def compare(
         for method in methods
         for name, way in WAYS.items()
         if (compile or not way.get("compile"))
-        and ("warm start" not in name or (len(t) > 2 and find_method("methods", method).is_adaptive))
+        and ("warm start" not in name or (len(t) > 2 and METHODS[method].is_adaptive))
     ]
     if importlib.util.find_spec("torchdiffeq") is not None:
         trials += [
@@ -211,11 +211,15 @@ def _by_torchdiffeq(function: str, func: nn.Module, y0: State, t: Tensor, *, rto
     torchdiffeq = importlib.import_module("torchdiffeq")  # needed by nobody else
     counted = _Counted(func)
     names = ("jump_t", "step_t")
+    backward = {name: options.pop(name) for name in list(options) if name.startswith("adjoint_")}
     given = {
         name: torch.as_tensor(value, dtype=torch.float64, device=t.device) if name in names else value
         for name, value in options.items()
     }
-    y = getattr(torchdiffeq, function)(counted, y0, t, rtol=rtol, atol=atol, method=method, options=given)
+    keywords = dict(rtol=rtol, atol=atol, method=method, options=given)
+    if function == "odeint_adjoint":
+        keywords |= backward
+    y = getattr(torchdiffeq, function)(counted, y0, t, **keywords)
     return _TorchdiffeqSolution(y, counted)
 
 

@@ -34,6 +34,8 @@ class Plan:
             "device_type": kind,
             "dtype": torch.get_autocast_dtype(kind),
             "enabled": torch.is_autocast_enabled(kind),
+            # An older torch keeps what it casts without a graph, and the graph of a later evaluation ends in it.
+            "cache_enabled": False,
         }
 
 
@@ -42,7 +44,8 @@ class DifferentiableSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan: Plan, y0: Tensor, t: Tensor, *parameters: Tensor) -> Tensor:
-        solution = _solve(plan, y0)
+        with torch.autocast(**plan.autocast):
+            solution = _solve(plan, y0)
         ctx.plan = plan
         # What the field itself changes when it is evaluated, such as a count, may change again.
         plan.held = [it for it in plan.held if it.is_as_it_was]

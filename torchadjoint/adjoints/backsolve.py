@@ -5,6 +5,7 @@ solver's state. It is summed up by the quadrature that belongs to each accepted 
 it. Any other norm weighs it, so it rides.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from .. import arguments
 from ..compiled import CompiledSeminormSystem, CompiledSolver
-from ..field import CoupledField
+from ..errors import SolverError
+from ..field import CoupledField, Field
 from ..norms import NORMS, BlockNorm, Norm, Sizes
 from ..problem import Gradients, Problem
 from ..solver import Solver
@@ -76,7 +78,9 @@ class _Backsolve:
         num_solution = len(problem.times) * sum(problem.coupled_sizes)
         sizes = Sizes(problem.coupled_sizes, self.field.parameter_sizes, num_solution)
         if callable(norm):
-            return lambda flat: torch.as_tensor(norm(self._as_torchdiffeq(flat)), dtype=flat.dtype).abs()
+            # Without self, which holds the norm: a circle would keep the whole solve.
+            as_torchdiffeq = functools.partial(_as_torchdiffeq, problem, self.field)
+            return lambda flat: torch.as_tensor(norm(as_torchdiffeq(flat)), dtype=flat.dtype).abs()
         blocks = NORMS[norm](sizes)
         if problem.forward.norm is None or norm == "as-published":
             return BlockNorm(tuple(blocks))
@@ -89,12 +93,6 @@ class _Backsolve:
             return torch.stack([*parts, rest(flat)] if rest.blocks else parts).amax()
 
         return mixed
-
-    def _as_torchdiffeq(self, flat: Tensor) -> tuple[Tensor, ...]:
-        problem, half = self.problem, sum(self.problem.coupled_sizes)
-        states = problem.split_both(flat)
-        states = [tensor for state in states for tensor in (state if problem.is_tuple else (state,))]
-        return flat[-1], *states, *self.field.unflatten(flat[2 * half : -1])
 
     def begin(self) -> Solver:
         if self.problem.compile == "solve":
@@ -141,6 +139,10 @@ class _Backsolve:
                     solver.t1 - solver.t0, solver.weights_at(end) if is_last else problem.backward.method.step_weights
                 )
             state = solver.interpolate(end)
+            if problem.num_integrals and not problem.backward.method.is_adaptive and not state.isfinite().all():
+                raise SolverError(
+                    "the backward solve is not finite: check that the vector field reads none of the integrals"
+                )
             if system.carries_integrals:
                 integrals.copy_(state[2 * half :])
             adjoint = state[half : 2 * half]
@@ -189,3 +191,11 @@ class _Backsolve:
             make_grid=problem.make_grid(problem.backward),
             observer=problem.observer("backward", problem.split_both),
         )
+
+
+def _as_torchdiffeq(problem: Problem, vector_field: Field, flat: Tensor) -> tuple[Tensor, ...]:
+    """The backward state (flat) as torchdiffeq's norms get it: (a_t, z, a_z, the adjoint of each parameter ...)."""
+    half = sum(problem.coupled_sizes)
+    states = problem.split_both(flat)
+    states = [tensor for state in states for tensor in (state if problem.is_tuple else (state,))]
+    return flat[-1], *states, *vector_field.unflatten(flat[2 * half : -1])

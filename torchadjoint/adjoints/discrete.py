@@ -143,6 +143,12 @@ class _RecordingSolver(_Recording, Solver):
         # A replay would leave nothing in the slots.
         return self._error_ratio() if self.system.linearises else super()._run_attempt()
 
+    def _find_first_slope(self, t: float) -> None:
+        if self.system.linearises:
+            self.system.evaluate(0, t)
+        else:
+            super()._find_first_slope(t)
+
 
 class _CompiledRecordingSolver(_Recording, CompiledSolver):
     """Records compiled steps with their ends, which nothing overwrites: a step's end is the next one's start."""
