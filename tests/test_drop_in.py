@@ -1,5 +1,7 @@
 """`odeint` and `odeint_adjoint` do what torchdiffeq's do, with every option that it has."""
 
+import functools
+
 import pytest
 import torch
 import torchcde
@@ -263,15 +265,69 @@ def test_a_plain_function_is_differentiated_with_respect_to_what_it_reads():
     assert distance(*found) < 1e-7
 
 
-def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():
-    class Driven(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(3, 3, dtype=F64)
+@pytest.mark.parametrize("is_read_too", [False, True])
+@pytest.mark.parametrize("bind", ["closure", "default", "partial", "method", "module"])
+def test_what_a_context_is_computed_from_is_differentiated_once(bind, is_read_too):
+    """Not at every stage; but if the function reads that too, it counts once all the same."""
+    weight, gradients, calls = random(3, seed=1).requires_grad_(), [], []
+    for by in (torchdiffeq.odeint, odeint):
+        context = torch.sin(weight)
+        context.register_hook(lambda gradient, by=by: calls.append(by))
+        func = reading(bind, context, weight if is_read_too else torch.ones(3, dtype=F64))
+        y = by(func, random(2, 3), T, rtol=1e-8, atol=1e-9)
+        gradients.append(torch.autograd.grad(y.square().sum(), weight))
+    assert distance(*gradients[0], *gradients[1]) < 1e-7
+    assert is_read_too or calls.count(odeint) == 1
 
+
+def reading(bind, context, factor):
+    """tanh(y * context) * factor, which holds the context in one of the ways of Python."""
+    driven = Driven()
+    driven.linear.requires_grad_(False)
+    torch.nn.init.eye_(driven.linear.weight)
+    torch.nn.init.zeros_(driven.linear.bias)
+    driven.context = context
+    return {
+        "closure": lambda t, y: torch.tanh(y + context) * factor,
+        "default": lambda t, y, context=context: torch.tanh(y + context) * factor,
+        "partial": functools.partial(lambda context, t, y: torch.tanh(y + context) * factor, context),
+        "method": lambda t, y, call=driven.forward: call(t, y) * factor,
+        "module": Scaled(driven, factor),
+    }[bind]
+
+
+class Driven(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3, dtype=F64)
+
+    def forward(self, t, y):
+        return torch.tanh(self.linear(y) + self.context)
+
+
+class Scaled(nn.Module):
+    def __init__(self, func, factor):
+        super().__init__()
+        self.func, self.factor = func, factor
+
+    def forward(self, t, y):
+        return self.func(t, y) * self.factor
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_tensor_that_a_module_hides_is_an_error_and_no_missing_gradient(requires_grad):
+    class Hiding(nn.Module):
         def forward(self, t, y):
-            return torch.tanh(self.linear(y) + self.context)
+            return torch.tanh(hidden * y)
 
+    hidden, y0 = random(3, seed=1).requires_grad_(), random(2, 3).requires_grad_(requires_grad)
+    with pytest.raises(ValueError, match="requires a gradient, is no parameter, and was not found at the first time"):
+        odeint(Hiding(), y0, T)
+    with torch.no_grad():
+        odeint(Hiding(), y0, T)
+
+
+def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():
     func, y0, weight = Driven(), random(2, 3), random(3, seed=5).requires_grad_()
     gradients = []
     for by in (torchdiffeq.odeint, odeint):
@@ -338,8 +394,9 @@ def test_at_a_single_time_the_parameters_have_no_gradient_but_a_backward_pass():
 
 def test_a_plain_function_that_reads_another_parameter_later_is_an_error():
     first, later = random(3, seed=1).requires_grad_(), random(3, seed=2).requires_grad_()
-    with pytest.raises(ValueError, match="reads a tensor that requires a gradient and that it did not read at the fir"):
-        odeint(lambda t, y: (first if t < 1 else later) * y, random(3), T, rtol=1e-4, atol=1e-4).sum().backward()
+    for known in (first, -1):
+        with pytest.raises(ValueError, match=r"reads a tensor that requires a gradient, .* not found at the first"):
+            odeint(lambda t, y, at=known: (at if t < 1 else later) * y, random(3), T, rtol=1e-4).sum().backward()
 
 
 def test_a_plain_function_needs_no_parameters():

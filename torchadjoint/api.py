@@ -105,7 +105,9 @@ def odeint(
     Arguments are those of `solve`, with torchdiffeq's `options` in a dict. A `func` that is no nn.Module may read
     tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
     once more, and every later evaluation checks that there are no others. So may an nn.Module that has some as buffers
-    or attributes, also in lists, tuples and dicts, besides its parameters.
+    or attributes, also in lists, tuples, dicts and functions, besides its parameters; of any other module one
+    evaluation checks that it reads no others. What a tensor is computed from that `func` holds is differentiated once,
+    behind the solve.
 
     Raises:
         ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.

@@ -1,33 +1,55 @@
 """The tensors that a function reads and that require a gradient: `odeint` differentiates with respect to them."""
 
+import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 
 from .held import EVERY_MODULES
 from .problem import State
 
+Edge = tuple[Node, int]
+"""What computed a tensor, and which of its results the tensor is."""
+
 
 class _Checked(nn.Module):
-    """`func`, whose graphs must end in `known` tensors and what it was called with."""
+    """`func`, whose graphs must end in `known` tensors and what it was called with.
 
-    def __init__(self, func: Callable[..., Any], known: tuple[Tensor, ...]):
+    Args:
+        func: the function.
+        known: the tensors.
+        is_asked_once: whether the first graph stands for all.
+    """
+
+    def __init__(self, func: Callable[..., Any], known: tuple[Tensor, ...], *, is_asked_once: bool):
         super().__init__()
         self.func = func
         self.known = known
+        self.stops = {_edge(tensor): tensor for tensor in known if not tensor.is_leaf}
+        self.is_asked_once = is_asked_once
+        self.is_asked = True
 
     def forward(self, t: Tensor, y: State) -> State:
-        derivative = self.func(t, y)
-        if torch.is_grad_enabled():
-            allowed = {id(tensor) for tensor in (*self.known, *_leaves([t, *_tensors(y)]))}
-            if not all(id(leaf) in allowed for leaf in _leaves(_tensors(derivative))):
-                raise ValueError(
-                    "func reads a tensor that requires a gradient and that it did not read at the first time: name all "
-                    "such tensors, by an nn.Module or in solve(..., adjoint_params=(...))"
-                )
+        # If nothing is known, nothing is differentiated, and no graph would be made.
+        with contextlib.nullcontext() if self.known else torch.enable_grad():
+            derivative = self.func(t, y)
+            if self.is_asked and torch.is_grad_enabled():
+                self.is_asked = not self.is_asked_once
+                self._check(derivative, [t, *_tensors(y)])
         return derivative
+
+    def _check(self, derivative: State, arguments: list[Tensor]) -> None:
+        allowed = {id(tensor) for tensor in (*self.known, *_ends(map(_edge, arguments), {}))}
+        if not all(id(end) in allowed for end in _ends(map(_edge, _tensors(derivative)), self.stops)):
+            raise ValueError(
+                "func reads a tensor that requires a gradient, is no parameter, and was not found at the first time: "
+                "name all such tensors, by an nn.Module or in solve(..., adjoint_params=(...))"
+            )
 
     def __getattr__(self, name: str) -> Any:
         # Callbacks.
@@ -38,72 +60,105 @@ class _Checked(nn.Module):
 
 
 def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..., Any], tuple[Tensor, ...] | None]:
-    """The function, checked, and the leaves that an evaluation at the first time reads besides its arguments.
+    """The function, checked, and what an evaluation at the first time reads besides its arguments.
 
-    A module that reads no others than its parameters is returned as it is, with None.
+    These are leaves, or tensors computed from leaves where the function holds them. A module that holds no others than
+    its parameters is not evaluated, and comes with None.
     """
-    own: tuple[Tensor, ...] = ()
-    if isinstance(func, nn.Module):
-        if not _may_read_others(func):
-            return func, None
-        own = tuple(func.parameters())
+    is_module = isinstance(func, nn.Module)
+    unread = None if is_module else ()
     if not callable(func) or not isinstance(t, Tensor) or t.dim() != 1 or len(t) == 0:
-        return func, ()  # which the solve refuses
+        return func, unread  # which the solve refuses
     if not torch.is_grad_enabled() or not all(isinstance(tensor, Tensor) for tensor in _tensors(y0)):
-        return func, ()
+        return func, unread
+    own = tuple(func.parameters()) if is_module else ()
+    held = [tensor for tensor in _tensors_in(func) if tensor.requires_grad]
+    if is_module and {*map(id, held)} <= {*map(id, own)}:
+        return (func if hasattr(func, "fused_field") else _Checked(func, own, is_asked_once=True)), None
     detached = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in _tensors(y0)]
     time = t.detach()[0].to(detached[0]) if detached else t.detach()[0]
     derivative = func(time, tuple(detached) if isinstance(y0, tuple) else detached[0])
     inputs = {id(tensor) for tensor in (*detached, *own)}
-    others = tuple(leaf for leaf in _leaves(_tensors(derivative)) if id(leaf) not in inputs)
-    if isinstance(func, nn.Module) and not others:
+    others = tuple(end for end in _independent_ends(_tensors(derivative), held) if id(end) not in inputs)
+    if is_module and not others:
         return func, None
     known = (*own, *others)
-    return _Checked(func, known), known
+    return _Checked(func, known, is_asked_once=False), known
 
 
-def _may_read_others(func: nn.Module) -> bool:
-    """Whether a module has tensors that require a gradient besides its parameters."""
-    values = [
-        value
-        for module in func.modules()
-        for name, value in (*vars(module).items(), *module._buffers.items())
-        if name not in EVERY_MODULES
-    ]
-    return any(tensor.requires_grad for tensor in _tensors_in(values))
+def _independent_ends(tensors: Iterable[Any], held: Iterable[Tensor]) -> list[Tensor]:
+    """Where the graphs of these end: in `held` tensors, which spares what lies behind them, and in leaves.
+
+    In leaves alone if a held one depends on another end: its part of the gradient would count twice.
+    """
+    edges = [*map(_edge, tensors)]
+    ends = _ends(edges, {_edge(tensor): tensor for tensor in held if not tensor.is_leaf})
+    stops = {_edge(end): end for end in ends}
+    behind = (edge for end in ends if not end.is_leaf for edge in end.grad_fn.next_functions)
+    if any(_edge(end) in stops for end in _ends(behind, stops)):
+        return _ends(edges, {})
+    return ends
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value and in the modules, lists, tuples and dicts that it is made of, circles or not."""
+    """The tensors in a value and in what it is made of, circles or not.
+
+    That is: modules, lists, tuples, dicts, and what functions close over or are bound to.
+    """
     left, seen = [value], set()
     while left:
         value = left.pop()
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, nn.Module):
-            yield from value.parameters()
-        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+        elif id(value) not in seen:
             seen.add(id(value))
-            left.extend(value.values() if isinstance(value, dict) else value)
+            left.extend(_parts(value))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, nn.Module):
+        for module in value.modules():
+            yield from module.parameters(recurse=False)
+            yield from (part for _, part in module._buffers.items())
+            yield from (part for name, part in vars(module).items() if name not in EVERY_MODULES)
+    elif isinstance(value, list | tuple):
+        yield from value
+    elif isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):  # it is empty
+                yield cell.cell_contents
+        yield from value.__defaults__ or ()
+        yield value.__kwdefaults__
+    elif isinstance(value, types.MethodType):
+        yield from (value.__self__, value.__func__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, value.args, value.keywords)
 
 
 def _tensors(state: Any) -> list[Any]:
     return list(state) if isinstance(state, tuple | list) else [state]
 
 
-def _leaves(tensors: Iterable[Any]) -> list[Tensor]:
-    """The tensors in which the graphs of these end, each once."""
-    seen = set()
-    tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    found = {id(tensor): tensor for tensor in tensors if tensor.is_leaf and tensor.requires_grad}
-    nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
+def _edge(tensor: Any) -> Edge | None:
+    """None of what has no graph."""
+    return get_gradient_edge(tensor)[:2] if isinstance(tensor, Tensor) and tensor.requires_grad else None
+
+
+def _ends(edges: Iterable[Edge | None], stops: dict[Edge, Tensor]) -> list[Tensor]:
+    """The tensors in which the graphs end that begin there, each once: leaves, and what is among the `stops`."""
+    found, seen, edges = {}, set(), [*edges]
+    while edges:
+        edge = edges.pop()
+        if edge is None or edge[0] is None or edge in seen:
             continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found[id(leaf)] = leaf
-        nodes.extend(below for below, _ in node.next_functions if below is not None)
+        seen.add(edge)
+        node = edge[0]
+        end = stops.get(edge, getattr(node, "variable", None))
+        if end is not None:
+            found[id(end)] = end
+        elif node not in seen:
+            seen.add(node)
+            edges.extend(node.next_functions)
     return list(found.values())
