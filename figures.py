@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def figures(results_dir: str) -> dict[str, Callable[[], Figure]]:
         for group in card.figure_groups:
             name = f"{experiment}-{group}" if group else experiment
             # One experiment without runs must not keep the other's figures from being drawn.
-            runs = partial(run_figures.comparable, results, experiment, group)
+            runs = cache(partial(run_figures.comparable, results, experiment, group))
             drawings[f"{name}-backward-nfe"] = lambda runs=runs: run_figures.backward_nfe(runs())
             drawings[f"{name}-learning"] = lambda runs=runs: run_figures.learning(runs())
             drawings[f"{name}-solver-times"] = lambda runs=runs: time_figures.solver_times(runs())

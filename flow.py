@@ -72,6 +72,10 @@ class Config(TrainingConfig):
             raise ValueError(
                 "integrals is 'backward', but 'discrete' has no backward solve: take 'none' or 'unweighed'"
             )
+        if self.integrals != "none" and self.solver == "torchdiffeq":
+            raise ValueError(
+                f"integrals is {self.integrals!r}, but solver='torchdiffeq' knows none: use solver='torchadjoint'"
+            )
 
     @property
     def is_of_images(self) -> bool:

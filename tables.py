@@ -170,7 +170,10 @@ def plan(options: Plan) -> None:
     missing = [second for status, second in zip(standing, seconds, strict=True) if status.state == "missing"]
     print(_outlook(standing, missing, options.results_dir))
     if any(map(_is_download, runs)):
-        print("A training would download data. Until then, done is what most results here were trained on.")
+        print(
+            "A training would download data, unless they are in the cache. Until then, done is what most results here "
+            "were trained on."
+        )
 
 
 def show(options: Show) -> None:

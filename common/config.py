@@ -16,6 +16,8 @@ import torch
 import torchadjoint
 from torchadjoint import ADJOINTS, METHODS, Solution, arguments
 
+SAME_STEPS = ("dopri5", "bosh3")
+"""The methods that torchdiffeq has and steps with as we do."""
 LONGEST_PATH = 4096
 """How many bytes a path has at most, on Linux."""
 
@@ -88,6 +90,14 @@ class TrainingConfig:
             object.__setattr__(self, name, value)
         if self.warm_start and self.norm == "discrete":
             raise ValueError("warm_start is True, but 'discrete' has no backward solve: leave it False")
+        if self.solver == "torchdiffeq":
+            if self.warm_start:
+                raise ValueError("warm_start is True, but solver='torchdiffeq' has none: use solver='torchadjoint'")
+            if self.method not in SAME_STEPS:
+                raise ValueError(
+                    f"method is {self.method!r}, but solver='torchdiffeq' has {' and '.join(SAME_STEPS)} to compare "
+                    "with"
+                )
         if self.resume and not self.save:
             raise ValueError("resume is True, but a run that is not saved leaves no checkpoint: leave save True")
 

@@ -1,6 +1,7 @@
 """Where a run came from (machine, versions, commit): the trainer puts it in every results file."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -54,8 +55,8 @@ class Provenance(Record):
 def describe(device: torch.device) -> dict:
     """The device, the number of threads, the platform, the versions and the commit, ready for JSON.
 
-    `commit` ends in "-dirty" if tracked files differ from it, and is None outside a git checkout. A package that is not
-    installed has the version None.
+    `commit` ends in "-dirty" if tracked files differ from it, and is None outside a git checkout, unless `COMMIT` tells
+    it. A package that is not installed has the version None.
     """
     return {
         "device_name": _device_name(device),
@@ -89,8 +90,14 @@ def version(package: str) -> str | None:
         return None
 
 
+COMMIT = "SEMINORM_COMMIT"
+"""The environment variable that has the commit of a copy of the code without its history, as on a node of a cluster."""
+
+
 def commit() -> str | None:
-    """The commit of this checkout, as `describe` has it."""
+    """The commit of this checkout or copy, as `describe` has it."""
+    if told := os.environ.get(COMMIT):
+        return told
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

@@ -91,16 +91,16 @@ def read_as(kind: Any, value: Any, name: str = "it", limits: Mapping[str, Any] =
             return [read_as(arguments[0], item, f"{name}[{index}]", limits) for index, item in enumerate(value)]
     elif origin is dict:
         if isinstance(value, dict):
-            return {_one_line(key): read_as(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+            return {one_line(key): read_as(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     elif kind is str and type(value) is str:
-        return _one_line(value)
+        return one_line(value)
     elif (kind is int and type(value) is int) or (kind is float and type(value) in (float, int, NoneType)):
         return _read_number(kind, value, name, limits)
     elif kind is Any or type(value) is kind:
         return value
     elif issubclass(kind, Record) and isinstance(value, Mapping):
         return _read_record(kind, value, name)
-    raise ValueError(f"{_one_line(name)} is {shown(value)}, not {kind if arguments else kind.__name__}")
+    raise ValueError(f"{one_line(name)} is {shown(value)}, not {kind if arguments else kind.__name__}")
 
 
 def _read_number(kind: type, value: float | None, name: str, limits: Mapping[str, Any]) -> float:
@@ -145,6 +145,6 @@ def _fields(record: type[Record]) -> Mapping[str, Field]:
     return {item.name: item for item in fields(record)}
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` without line breaks and whatever else a terminal or a table would not print but obey."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())

@@ -12,8 +12,7 @@ from torchadjoint.posing import of_its_arguments
 from torchadjoint.problem import Problem
 from torchadjoint.statistics import SolveStatistics
 
-SAME_STEPS = ("dopri5", "bosh3")
-"""The methods that torchdiffeq has and steps with as we do."""
+from .config import SAME_STEPS
 
 
 class _Counted(nn.Module):

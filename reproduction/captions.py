@@ -65,10 +65,10 @@ CAPTIONS = {
     "step-errors": Caption(
         "What drives the steps",
         "Scatter charts over the time of one backward solve: each attempted step's error over its tolerance, for z, "
-        "a_z and a_θ, and its size, default beside seminorm; below, bars of which of the three is the largest.",
-        "The reason behind the trick, seen. The largest of the three errors sets the next step, and above the line a "
-        "step is rejected. Where that is the parameters' adjoint, a_θ, the seminorm takes longer steps; where it is "
-        "the state, z, or its adjoint, a_z, the seminorm has nothing to save.",
+        "a_z, a_θ and, in a flow, a_t, and its size, default beside seminorm; below, bars of which is the largest.",
+        "The reason behind the trick, seen. The largest error sets the next step, and above the line a step is "
+        "rejected. Where that is the parameters' adjoint, a_θ, or that of time, a_t, the seminorm takes longer steps; "
+        "where it is the state, z, or its adjoint, a_z, the seminorm has nothing to save.",
     ),
     "law": Caption(
         "On what the saving depends",

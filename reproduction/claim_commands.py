@@ -2,10 +2,6 @@
 
 RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
 RUNS_OF_FLOWS = "python tables.py run cpu --experiments flow --results-dir reference"
-RUN_OF_BOSH3 = (
-    "python speech_commands.py --device cpu --norm discrete --method bosh3 --rtol 1e-3 --atol 1e-6 --max-epochs 24 "
-    "--batch-size 128 --metric-interval 2 --data-root recordings --results-dir reference --seed 0"
-)
 _TRAINING = {
     # Two minutes a seed, each.
     "acrobot": "for seed in 0 1 2; do python acrobot.py --device cpu --norm discrete --max-epochs 2 "
@@ -22,9 +18,27 @@ def equal_error(experiment: str) -> str:
 
 
 def step_errors(experiment: str) -> str:
-    """What measures which part of the adjoint's state has the largest error in each step."""
-    program = "reproduction.diagnostics --results-dir reference --measurements step_errors"
-    return _of_weights(experiment, f"{program} --experiments {experiment}")
+    """What measures which part of the adjoint's state has the largest error in a step; of weights of its own."""
+    program = "python -m reproduction.diagnostics --results-dir reference --measurements step_errors"
+    training = {
+        "speech_commands": "python speech_commands.py --device cpu --norm seminorm --rtol 1e-3 --atol 1e-6 "
+        "--max-epochs 24 --batch-size 128 --metric-interval 2 --seed 2 --data-root recordings "
+        "--results-dir results/weights",
+        "acrobot": _TRAINING["acrobot"],
+        "flow": "python flow.py --device cpu --norm default --data checkerboard --batch-size 100 --max-epochs 30 "
+        "--results-dir results/weights",
+    }[experiment]
+    return f"{training}; {program} --experiments {experiment} --weights-dir results/weights"
+
+
+def growth() -> str:
+    """What measures how evaluations grow in training, for two widths of the flow of digits."""
+    training = "python flow.py --device cpu --norm discrete --data digits --batch-size 50 --results-dir results/weights"
+    return (
+        f"{training} --width 16 --max-epochs 30; {training} --width 64 --max-epochs 10; python -m "
+        "reproduction.diagnostics --experiments flow --measurements growth --results-dir reference "
+        "--weights-dir results/weights"
+    )
 
 
 def law(model: str, *steps: str) -> str:

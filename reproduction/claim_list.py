@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from statistics import mean
 
-from .claim_commands import RUN_OF_BOSH3, RUNS, equal_error, step_errors
+from .claim_commands import RUNS, equal_error, step_errors
 from .claims import (
     ELSEWHERE,
     MEMORY,
@@ -211,7 +211,7 @@ def _of_ours() -> Iterator[Claim]:
         comparison(discrete, default, accuracy, is_share=False),
         Within(ACCURACY_MARGIN),
         points,
-        RUN_OF_BOSH3,
+        RUNS,
     )
     for pairs in pairwise(TOLERANCES):
         loose, tight = (tolerances(*pair) for pair in pairs)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from .claim_commands import RUNS_OF_FLOWS
+from .claim_commands import RUNS_OF_FLOWS, growth
 from .claims import ELSEWHERE, MEMORY, OURS, Above, Claim, Within, percent, points, signed
 from .evidence import Evidence, Finding, Way, backward_nfe, bits_per_dim, comparison, interval, nll
 from .experiments import FLOW
@@ -65,9 +65,7 @@ def claims_of_flows() -> Iterator[Claim]:
         _gain_by_width,
         Above(0.01),
         points,
-        "for width in 16 64; do python flow.py --device cpu --norm discrete --data digits --width $width "
-        "--batch-size 50 --max-epochs 10 --results-dir results/weights; done; python -m reproduction.diagnostics "
-        "--experiments flow --measurements growth --results-dir reference --weights-dir results/weights",
+        growth(),
         "it saves nothing at either width",
     )
 

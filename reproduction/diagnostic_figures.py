@@ -105,9 +105,9 @@ def gradient_errors(records: Records) -> Figure:
 def step_errors(records: Records) -> Figure:
     """Which part of the adjoint's state drives the steps of the norm `default`; a column for each experiment.
 
-    Above: every attempted step's error over its tolerance, for z, a_z and a_theta; the largest sets the next step, and
-    above 1 (the line) a step is rejected. In the middle: sizes of steps, beside those of the seminorm. Below: the share
-    of the attempted steps in which each is the largest, over the tolerances.
+    Above: every attempted step's error over its tolerance, for z, a_z, a_theta and, if the field depends on time, a_t;
+    the largest sets the next step, and above 1 (the line) a step is rejected. In the middle: sizes of steps, beside
+    those of the seminorm. Below: the share of the attempted steps in which each is the largest, over the tolerances.
     """
     figure, axes = _columns(records, height=6.4, num_rows=3, height_ratios=(1.3, 0.8, 0.6))
     for (errors, sizes, shares), (experiment, record) in zip(axes.T, records.items(), strict=True):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from common import command_line, files, provenance
+from torchadjoint import arguments
 
 from .experiments import EXPERIMENTS
 from .runs import load_data
@@ -68,7 +69,7 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.Paths):
     """Measures what a GPU gives, and keeps it in `gpu.json` of the results folder, which the report shows."""
 
     results_dir: str = "results"
@@ -77,6 +78,10 @@ class Options:
     """Folder of the Speech Commands recordings, or "synthetic"."""
     rounds: int = 5
     """How often every way takes its turn."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        arguments.whole_number("rounds", self.rounds)
 
 
 def gradient_steps(experiment: str, config, num_rounds: int) -> list[dict[str, str | float | int]]:

@@ -155,7 +155,9 @@ def measure_grid(name: str, subject: Subject, grid: Grid, results_dir: str) -> N
 
 def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What the seminorm saves at the further settings that the file lacks: only the adjoint's sizes are looked at."""
-    cases = json.loads(path_of(results_dir, "law", name).read_bytes())["cases"]
+    grid_path = path_of(results_dir, "law", name)
+    cases = _saved(name, grid_path, subject).get("cases", [])
+    _check_number(grid_path, "cases", len(cases), len(grid.cases), f"grid --models {name}")
     path = path_of(results_dir, "law_predictions", name)
     settings = _saved(name, path, subject).get("settings", [])
     chosen = {norm: CHOSEN[norm] for norm in ("default", "seminorm")}
@@ -170,7 +172,8 @@ def predict(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
 def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
     """What it does save there, beside what was predicted."""
     path = path_of(results_dir, "law_predictions", name)
-    settings = _saved(name, path, subject)["settings"]
+    settings = _saved(name, path, subject).get("settings", [])
+    _check_number(path, "settings", len(settings), len(FURTHER[name]), f"predict --models {name}")
     for (case, loss_scale, atol), setting in zip(FURTHER[name], settings, strict=True):
         if "measured_saving" in setting:
             continue
@@ -180,6 +183,13 @@ def check(name: str, subject: Subject, grid: Grid, results_dir: str) -> None:
         nfe = {row["norm"]: row["backward_nfe"] for row in rows}
         setting |= {"rows": rows, "measured_saving": saving(nfe["default"], nfe["seminorm"])}
         _save(path, subject, rtol=grid.rtol, settings=settings)
+
+
+def _check_number(path: Path, what: str, found: int, needed: int, step: str) -> None:
+    if found < needed:
+        raise ValueError(
+            f"{path} has {found} of {needed} {what}: measure the others first, by `python -m reproduction.law {step}`"
+        )
 
 
 def _saved(name: str, path: Path, subject: Subject) -> dict[str, Any]:

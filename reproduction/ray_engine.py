@@ -106,7 +106,7 @@ def _run_on_ray(
                 lock, status = _claim(task)
                 if status.state == "running":
                     checkpoint = _read(task.run.path(task.results_dir, ".checkpoint"))
-                    reference = remote.remote(task.run.experiment, dict(task.run.settings), checkpoint, device)
+                    reference = remote.remote(task.run.experiment, dict(task.run.settings), checkpoint, device, commit)
                     at_work[reference] = task, lock
                 yield status
                 continue
@@ -117,7 +117,7 @@ def _run_on_ray(
                     ray.cancel(reference)
             for reference in ray.wait(list(at_work), timeout=POLL_SECONDS)[0]:
                 task, lock = at_work.pop(reference)
-                status = _file(task, reference, commit, stopping)
+                status = _file(task, reference, stopping)
                 lock.release()
                 yield status
             yield None
@@ -158,8 +158,12 @@ class _Left:
     weights: bytes | None
 
 
-def _train(experiment: str, settings: dict[str, Any], checkpoint: bytes | None, device: str) -> _Left:
-    """Does a run on a node, from this checkpoint on."""
+def _train(
+    experiment: str, settings: dict[str, Any], checkpoint: bytes | None, device: str, commit: str | None
+) -> _Left:
+    """Does a run on a node, from this checkpoint on; the code there is a copy of this commit, without its history."""
+    if commit is not None:
+        os.environ[provenance.COMMIT] = commit
     run = Run(experiment, settings)
     with tempfile.TemporaryDirectory(prefix="seminorm-") as folder:
         checkpoint_path = run.path(folder, ".checkpoint")
@@ -185,7 +189,7 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _file(task: Task, reference: ray.ObjectRef, commit: str | None, stopping: Callable[[], bool]) -> Status:
+def _file(task: Task, reference: ray.ObjectRef, stopping: Callable[[], bool]) -> Status:
     """Puts what a run left where it had been if it had run here, and says how it ended.
 
     While there is no room it waits for some: what a run left is nowhere else.
@@ -204,7 +208,7 @@ def _file(task: Task, reference: ray.ObjectRef, commit: str | None, stopping: Ca
     for put in (_put_results, _put_checkpoint, _put_log):
         while True:
             try:
-                put(task, left, commit)
+                put(task, left)
                 break
             except OSError as error:
                 if not is_lack_of_room(error) or stopping():
@@ -216,22 +220,20 @@ def _file(task: Task, reference: ray.ObjectRef, commit: str | None, stopping: Ca
     return task.outcome(left.returncode)
 
 
-def _put_log(task: Task, left: _Left, commit: str | None) -> None:
+def _put_log(task: Task, left: _Left) -> None:
     with task.log.open("a", encoding="utf-8") as log:
         log.write(left.printed)
 
 
-def _put_results(task: Task, left: _Left, commit: str | None) -> None:
+def _put_results(task: Task, left: _Left) -> None:
     if left.results is not None:
         stored = json.loads(left.results)
-        # The folder was a temporary one, and the copy of the code has no history.
-        stored["config"]["results_dir"] = task.results_dir
-        stored["provenance"]["commit"] = commit
+        stored["config"]["results_dir"] = task.results_dir  # it was a temporary one
         directory = directory_of(task.results_dir, task.run.experiment, task.run.config.condition)
         place(json.dumps(stored).encode(), left.weights, directory)
 
 
-def _put_checkpoint(task: Task, left: _Left, commit: str | None) -> None:
+def _put_checkpoint(task: Task, left: _Left) -> None:
     checkpoint = task.run.path(task.results_dir, ".checkpoint")
     if left.checkpoint is not None:
         files.replace(checkpoint, left.checkpoint)

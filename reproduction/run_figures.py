@@ -25,6 +25,7 @@ from .style import (
     NothingToDraw,
     count_axis,
     legend_above,
+    looks_of,
     styled,
     tolerance_axis,
     tolerance_label,
@@ -70,8 +71,9 @@ def comparable(results: Iterable[Results], experiment: str, group: str = "") -> 
     )
     if len(mine) > len(chosen):
         logger.warning(
-            "%d of %d runs of %s are not drawn: unfinished, repeated, or of other data, models or batches.",
-            len(mine) - len(chosen), len(mine), experiment,
+            "%d of %d runs of %s are not drawn: unfinished, repeated, or of another length, other data, models or "
+            "batches.",
+            len(mine) - len(chosen), len(mine), EXPERIMENTS[experiment].title_of(group),
         )  # fmt: skip
     return chosen
 
@@ -149,9 +151,8 @@ def learning(results: Sequence[Results]) -> Figure:
     for row, quantity in zip(axes, quantities, strict=True):
         for ax, (tolerances, part) in zip(row, panels, strict=True):
             _draw_bands(ax, part, f"validation {quantity}")
-            for norm, runs in part.groupby("norm"):
-                training = runs.groupby("epoch")[f"train {quantity}"].mean()
-                look = LOOKS[norm]
+            for norm, look in looks_of(part["norm"]).items():
+                training = part[part["norm"] == norm].groupby("epoch")[f"train {quantity}"].mean()
                 ax.plot(training.index, training, color=look.color, linestyle=look.linestyle, linewidth=0.6)
             if ax in axes[0]:
                 ax.set_title(_title(tolerances, part))
@@ -176,9 +177,10 @@ def learning(results: Sequence[Results]) -> Figure:
 def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
     """Backward NFE against the tolerance, and as a multiple of the seminorm's: a line a norm, points for seeds.
 
-    The NFE are those of a mean gradient step over the first epochs, as many as every run has.
+    The NFE are those of a mean gradient step over the first epochs, as many as every run has. Of several absolute
+    tolerances at one relative one that of most runs is drawn, and among equals the largest.
     """
-    table = epoch_table(results)
+    table = _of_one_atol(epoch_table(results))
     if table["rtol"].nunique() < 2:
         raise NothingToDraw(
             f"The runs of {results[0].experiment} have one pair of tolerances: make some with others, "
@@ -189,9 +191,7 @@ def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
     means = table.groupby(["norm", "rtol", "seed"])["backward_nfe"].mean()
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     axes = figure.subplots(1, 2)
-    for norm, look in LOOKS.items():
-        if norm not in means:
-            continue
+    for norm, look in looks_of(table["norm"]).items():
         seeds = means[norm].reset_index()
         line = means[norm].groupby("rtol").mean()
         style = dict(color=look.color, marker=look.marker, linestyle=look.linestyle, linewidth=look.linewidth)
@@ -209,9 +209,17 @@ def nfe_by_tolerance(results: Sequence[Results]) -> Figure:
     return figure
 
 
+def _of_one_atol(table: pandas.DataFrame) -> pandas.DataFrame:
+    num_runs = table.drop_duplicates([*TOLERANCES, "norm", "seed"]).groupby(TOLERANCES).size()
+    chosen = {}
+    for (rtol, atol), number in num_runs.items():
+        chosen[rtol] = max(chosen.get(rtol, (0, 0.0)), (number, atol))
+    return table[table["atol"] == table["rtol"].map({rtol: atol for rtol, (_, atol) in chosen.items()})]
+
+
 def _draw_bands(ax, table: pandas.DataFrame, quantity: str) -> None:
     """A line for each norm: the mean over the seeds, in a band from the least to the most."""
-    for norm, look in LOOKS.items():
+    for norm, look in looks_of(table["norm"]).items():
         runs = table[table["norm"] == norm].dropna(subset=quantity)
         if runs.empty:
             continue

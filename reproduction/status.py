@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from common.records import one_line
 from common.results import Results, load_all
 
 from .runs import Run, identity_of
@@ -30,11 +31,6 @@ class Status:
 
     def __post_init__(self):
         object.__setattr__(self, "reason", one_line(self.reason))
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks, escapes of a terminal and other characters that do not print."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def statuses(runs: Sequence[Run], results_dir: str, *, retry_before: float = 0.0) -> list[Status]:

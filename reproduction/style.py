@@ -5,6 +5,7 @@ figures; what is no norm never has a norm's colour. Nothing here touches matplot
 """
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,19 @@ LOOKS = {
     "discrete, bosh3": Look("#E69F00", (0, (2, 1, 1, 1)), "p"),
 }
 """By how a run differentiates, in the order of legends. The first is the widest: others may lie exactly on it."""
+OTHER_COLORS = ("#8C8C8C", "#A6761D", "#4D7A8C", "#B3B300")
+"""Of ways without a look of their own, in turn."""
+
+
+def looks_of(ways: Iterable[str]) -> dict[str, Look]:
+    """How these are drawn, in the order of legends; those that have no look of their own come last."""
+    present = set(ways)
+    others = sorted(present - LOOKS.keys())
+    return {way: look for way, look in LOOKS.items() if way in present} | {
+        way: Look(color, (0, (3, 1, 1, 1)), "d") for way, color in zip(others, itertools.cycle(OTHER_COLORS))
+    }
+
+
 BLOCK_LOOKS = {
     "z": Look("#56B4E9", marker="o"),
     "a_z": Look("#555555", marker="x"),

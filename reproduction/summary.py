@@ -11,11 +11,12 @@ import numpy
 import pandas
 from scipy.special import stdtrit
 
+from common.records import one_line
 from common.results import MEASURES, Results
 
 from .experiments import EXPERIMENTS
 from .runs import identity, identity_of
-from .status import Status, one_line
+from .status import Status
 
 CONDITION = ["experiment", "group", "rtol", "atol", "max_epochs", "way"]
 """The columns that a condition's runs share; they differ in the seed."""

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from common import files
 from common.checkpoint import DelayedSignals
+from common.progress import say
+from common.records import one_line
 from common.results import load_all, make_directory
 
 from .runs import Run
-from .status import CRASHED, Status, estimated_seconds, one_line, statuses, time_after_failures
+from .status import CRASHED, Status, estimated_seconds, statuses, time_after_failures
 
 BUSY_SECONDS = 10.0
 """How long to wait before trying again what other processes are at."""
@@ -174,7 +176,11 @@ class _Display:
             if status.state == "done":
                 self._estimate()
             reason = f" ({status.reason})" if status.reason else ""
-            tqdm.write(f"{status.state}: {status.run}{reason}; {self._summary()}", file=sys.stderr)
+            line = f"{status.state}: {status.run}{reason}; {self._summary()}"
+            if self.bar.disable:
+                say(line, sys.stderr)
+            else:
+                tqdm.write(line, file=sys.stderr)
         self.bar.n = len(self._in("done", "failed"))
         self.bar.set_description_str(self._summary())
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,36 @@ def test_an_interval_is_students():
 def test_the_committed_page_is_what_the_results_say():
     """To the byte: `python tables.py claims` writes it."""
     tables.main(tables.Claims(str(REFERENCE), check=True))
+
+
+def test_the_commands_of_measurements_train_the_weights_that_were_measured():
+    evidence = Evidence.of(str(REFERENCE))
+    checked = set()
+    for claim in claims():
+        _, found = claim.verdict(evidence)
+        for path in () if found is None else found.files:
+            config = json.loads(path.read_bytes()).get("config")
+            if path.parent.name != "diagnostics" or not config:
+                continue
+            trainings = [part for part in claim.command.split(";") if ".py --device" in part]
+            if trainings:
+                assert any(trains(training.split(), config) for training in trainings), (claim.text, claim.command)
+            else:
+                weights = REFERENCE / "weights" / "speech_commands"
+                assert [path.name.split("-")[0] for path in weights.iterdir()] == [config["norm"]]
+                assert [path.name.rpartition("-")[2] for path in weights.iterdir()] == [config["method"]]
+            checked.add(path.name)
+    assert {"step_errors-flow.json", "equal_error-acrobot.json", "law-speech_commands.json"} <= checked
+
+
+def trains(words, config):
+    """Whether a command trains by these settings; one that is in a loop over seeds names none."""
+    options = dict(pairwise(words))
+    names = ("norm", "max_epochs", "data", "width", "seed")
+    given = {name: options.get(f"--{name.replace('_', '-')}") for name in names}
+    return all(
+        value in (None, "$seed") or str(config.get(name)) == value for name, value in given.items() if name in config
+    ) and all(given[name] is not None for name in ("norm", "max_epochs"))
 
 
 def verdict(results_dir):

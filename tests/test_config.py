@@ -51,6 +51,8 @@ def test_condition_names_what_departs_from_the_default():
         ({"batch_size": True}, "batch_size is True, but must be a whole number of at least 1"),
         ({"seed": -1}, "seed is -1, but must be a whole number of at least 0"),
         ({"width": 0}, "width is 0, but must be a whole number of at least 1"),
+        ({"solver": "torchdiffeq", "warm_start": True}, "warm_start is True, but solver='torchdiffeq' has none"),
+        ({"solver": "torchdiffeq", "method": "tsit5"}, "method is 'tsit5', but solver='torchdiffeq' has dopri5 and"),
         ({"shape": "round"}, "shape is 'round', but must be one of 'straight', 'bent'"),
     ],
 )

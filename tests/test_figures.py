@@ -103,6 +103,13 @@ def test_a_warm_start_is_a_line_of_its_own():
     assert lines(ax)["seminorm"] == pytest.approx([1300, 2600])
 
 
+def test_a_way_without_a_look_of_its_own_is_drawn_too():
+    runs = [run("default", experiment=acrobot, **options) for options in ({}, dict(warm_start=True))]
+    for draw in (run_figures.backward_nfe, run_figures.learning):
+        (ax,) = draw(run_figures.comparable(runs, "acrobot")).axes
+        assert {"default", "default, warm start"} <= lines(ax).keys()
+
+
 def test_a_setting_that_an_older_file_lacks_is_at_its_default():
     old, new, other = run("default", 0), run("default", 1), run("default", 2)
     del old.config["method"]
@@ -122,7 +129,7 @@ def test_only_completed_runs_of_one_kind_are_compared_and_the_others_are_told(ca
     ]
     with caplog.at_level(logging.WARNING):
         assert run_figures.comparable([*others, *runs], "speech_commands") == runs
-    assert "5 of 8 runs of speech_commands" in caplog.text
+    assert "5 of 8 runs of Neural CDE on Speech Commands" in caplog.text
 
 
 def test_at_a_pair_of_tolerances_the_length_of_most_runs_with_the_default_is_drawn():
@@ -157,6 +164,9 @@ def test_tolerances_are_compared_over_the_epochs_that_all_runs_have():
     assert lines(absolute)["default"] == pytest.approx([800, 250])  # at 1e-4, 1e-3
     assert relative.get_lines()[0].get_ydata() == pytest.approx([8, 5])
     assert "epochs 1 to 2" in absolute.get_ylabel()
+    # Another absolute tolerance beside one of more runs is another condition.
+    absolute, _ = run_figures.nfe_by_tolerance([*runs, run("default", atol=1e-8, nfe=(9000, 9000))]).axes
+    assert lines(absolute)["default"] == pytest.approx([800, 250])
 
 
 @pytest.mark.parametrize("kind", time_figures.KINDS)

@@ -133,6 +133,7 @@ def test_full_makes_repeats(monkeypatch):
     [
         (dict(norm="as-published"), "norm is 'as-published', which is acrobot's alone"),
         (dict(data="swissroll"), "data is 'swissroll', but must be one of 'checkerboard', "),
+        (dict(integrals="unweighed", solver="torchdiffeq"), "integrals is 'unweighed', but solver='torchdiffeq' kno"),
         (dict(width=0), "width is 0"),
         (dict(width=1.5), "width is 1.5"),
         (dict(divergence="none"), "divergence is 'none'"),

@@ -94,6 +94,17 @@ def test_the_three_steps_follow_on_each_other(tmp_path, monkeypatch):
     assert checked["measured_saving"] == 1 - nfe["seminorm"] / nfe["default"]
 
 
+def test_a_step_before_those_that_it_needs_says_which(tmp_path):
+    path = law.path_of(str(tmp_path), "law", "neural_ode")
+    law.save_record(path, {"cases": [{}]})
+    with pytest.raises(
+        ValueError, match=r"has 1 of 2 cases: .* `python -m reproduction\.law grid --models neural_ode`"
+    ):
+        law.predict("neural_ode", SUBJECT, GRID, str(tmp_path))
+    with pytest.raises(ValueError, match=r"has 0 of 3 settings: .* reproduction\.law predict --models neural_ode`"):
+        law.check("neural_ode", SUBJECT, GRID, str(tmp_path))
+
+
 @pytest.mark.parametrize("step", [law.measure_grid, law.predict, law.check])
 def test_measurements_with_weights_of_other_settings_are_not_mixed(tmp_path, step):
     config = vars(acrobot.Config("cpu", "seminorm", max_epochs=2))

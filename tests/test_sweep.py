@@ -1,6 +1,7 @@
 """A sweep does what is missing, once, whatever ends it and whoever works beside it."""
 
 import errno
+import io
 import json
 import signal
 import subprocess
@@ -101,6 +102,16 @@ def test_only_what_is_missing_is_done(tmp_path):
     again = sweep(runs, in_process(started), retry_failed=True, **arguments)
     assert [status.state for status in again] == ["done", "done", "done"]
     assert started == {str(runs[2]): 1, str(runs[1]): 1}
+
+
+def test_a_sweep_whose_output_nobody_can_read_goes_on(tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    [status] = sweep([toy_run()], in_process(Counter()), results_dir=str(tmp_path), device="cpu")
+    assert status.state == "done"
 
 
 @pytest.mark.parametrize(
