@@ -70,14 +70,16 @@ def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table
         metric = runs["metric"].iloc[0]
         baselines = [baseline for baseline in BASELINES if (runs["way"] == baseline).any()]
         papers, beyond = summary[~_is_beyond(summary)], summary[_is_beyond(summary)]
-        notes = (*_scale(runs), *_absences(runs[~_is_beyond(runs)]))
-        tables.append(Table(title, _savings(papers, baselines, metric), notes))
+        scale = tuple(_scale(runs))
+        if not papers.empty:
+            notes = (*scale, *_absences(runs[~_is_beyond(runs)]))
+            tables.append(Table(title, _savings(papers, baselines, metric), notes))
         comparison = [] if all_seeds or runs["synthetic"].any() else _comparison(papers)
         if comparison:
             frame = pandas.DataFrame(comparison)
             tables.append(Table(f"{title}: the paper's figures beside ours", frame, (COMPARISON_NOTE,)))
         if not beyond.empty:
-            notes = (*_equal_seeds(runs), *_absences(runs[_is_beyond(runs)]))
+            notes = (*(scale if papers.empty else ()), *_equal_seeds(runs), *_absences(runs[_is_beyond(runs)]))
             tables.append(Table(f"{title}: beyond the paper", _savings(beyond, baselines, metric), notes))
         tables.append(Table(f"{title}: costs", _costs(summary), (COST_NOTE,)))
     return tables
@@ -211,7 +213,7 @@ def _scale(runs: pandas.DataFrame) -> Iterable[str]:
     )
     sample = " of synthetic sounds, which are not speech," if runs["synthetic"].any() else ""
     yield (
-        f"Trained on {samples} samples{sample} in batches of {sizes}, on {' or '.join(completed['device'].unique())}. "
+        f"Trained on {samples} samples{sample} in batches of {sizes}, on {'; '.join(completed['device'].unique())}. "
         f"The paper{paper.caveat}: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, "
         f"{paper.max_epochs} epochs, {paper.num_seeds} runs."
     )

@@ -281,7 +281,7 @@ def test_each_problem_names_its_machine_where_there_are_two():
     assert " On one." not in page.make_page(measured[:1])
 
 
-def test_ways_of_another_session_are_named():
+def test_ways_that_were_measured_at_another_time_are_named():
     session = Session(
         device_name="one", num_threads=1, platform="", python="3", packages={}, commit="c" * 40, started=0.0
     )
@@ -289,10 +289,10 @@ def test_ways_of_another_session_are_named():
         dataclasses.replace(made_up("linear", way, *ROWS), sessions=[dataclasses.replace(session, started=started)])
         for way, started in zip(WAYS, (1.0, 1.0, 2.0), strict=True)
     ]
-    assert f"In another session than most: {WAYS[2]}." in page.make_page(measured)
-    assert "Not all ways were measured in one session at `linear`. Where ways of two" in page.make_page(measured)
-    assert "another session" not in page.make_page(measured[:2])
-    assert "in one session" not in page.make_page(measured[:2])
+    assert f"Measured at another time than most: {WAYS[2]}." in page.make_page(measured)
+    assert "Not all ways were measured at one time at `linear`. Where ways of two" in page.make_page(measured)
+    assert "another time" not in page.make_page(measured[:2])
+    assert "at one time" not in page.make_page(measured[:2])
 
 
 def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from prose import markdown_tables
 
 PAGES = sorted(Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 
@@ -18,6 +19,11 @@ def test_the_snippets_of_a_page_run(page):
 
 def test_most_pages_have_snippets():
     assert sum("```python" in page.read_text() for page in PAGES) >= 7
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_table_of_a_page_has_rows(page):
+    assert all(rows for _, *rows in markdown_tables(page.read_text()))
 
 
 @pytest.mark.parametrize("page", [*PAGES, PAGES[0].parents[1] / "README.md"], ids=lambda page: page.stem)

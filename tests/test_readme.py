@@ -186,7 +186,7 @@ def test_the_table_of_errors():
         factor for rtol in tolerances for factor in ratios("speech_commands", rtol, "seminorm", "default", "error")
     ]
     loose = ratios("speech_commands", 1e-2, "seminorm", "default", "error")
-    says(f"at 1e-2, by {min(loose):.2f} to {max(loose):.2f} times")
+    says(f"At 1e-2 its error is {min(loose):.2f} to {max(loose):.2f} times that of `default`")
     nfe = ratios("speech_commands", 1e-3, "seminorm", "default", "backward_nfe")
     says(f"at 1e-3 the seminorm's is open: {with_interval(nfe)}")
     says(f"the larger error in {sum(factor > 1 for factor in pairs)} of {len(pairs)} pairs")

@@ -133,12 +133,12 @@ def test_the_numbers_of_the_law():
             ("default", "the small network"),
         )
     ]
-    says(
-        f"by {differ[0]} at most where it is equal with `default` in the Neural CDE, "
-        f"but by {differ[1]} with the seminorm"
-    )
+    says(f"With `default` they differ by at most {differ[0]} in the Neural CDE, by {differ[4]} in the small network")
     assert differ[2] == differ[3]
-    says(f"on acrobot by {differ[2]} with both, and in the small network by {differ[4]} with `default`")
+    says(
+        f"and by {differ[2]} on acrobot. "
+        f"With the seminorm they differ by {differ[1]} in the Neural CDE and by {differ[3]} on acrobot"
+    )
     small = found[curve.format("default", "a_theta", "the small network")][0]
     says(f"In the small network `default` scatters {small} times as much around its curve")
     cases = diagnosis("law", "speech_commands")["cases"]

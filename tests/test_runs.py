@@ -1,5 +1,6 @@
 """The presets are the runs that they are said to be, and results files are recognised as theirs."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 import acrobot
 import flow
 import speech_commands
 from common.results import load_all
 from datasets.flow import TOY_SIZES, Toy
+from datasets.speech_commands import WORDS, _published_parts
 from reproduction import runs as runs_module
 from reproduction.experiments import EXPERIMENTS, FLOW
 from reproduction.runs import PRESETS, Run, identity, identity_of, preset_runs
@@ -141,6 +144,16 @@ def test_a_setting_that_an_older_file_lacks_is_at_its_default():
         del config[name]
     assert identity("speech_commands", config, "abc") == speech_run().identity
     assert identity("speech_commands", config, "abc") != speech_run(split="official").identity
+
+
+def test_the_recordings_of_the_committed_runs_are_named():
+    names = (RESULTS / "recordings.txt").read_text().split()
+    labels = torch.tensor([WORDS.index(name.partition("/")[0]) for name in names])
+    parts = _published_parts(labels)
+    lines = [line for part, indices in parts.items() for line in (part, *(names[index] for index in indices))]
+    digest = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    runs = [run for run in load_all(RESULTS).values() if run.experiment == "speech_commands"]
+    assert {run.provenance["split"] for run in runs} == {digest}
 
 
 def test_the_committed_results_are_recognised_as_the_cpu_presets():
