@@ -39,7 +39,7 @@ from common import command_line, provenance
 from torchadjoint import arguments
 
 RESULTS = Path(__file__).parents[1] / "reference"
-"""Where `make bench` keeps its output, in a file for each kind of CPU."""
+"""Where committed output lies, in a file for each kind of CPU."""
 
 SUMMARY = {
     "torchdiffeq, its default norm": "torchdiffeq, its default norm",

@@ -295,6 +295,19 @@ def test_ways_that_were_measured_at_another_time_are_named():
     assert "at one time" not in page.make_page(measured[:2])
 
 
+def test_another_time_of_float32_is_told():
+    session = Session(
+        device_name="one", num_threads=1, platform="", python="3", packages={}, commit="c" * 40, started=0.0
+    )
+    double, single = (
+        dataclasses.replace(made_up("linear", WAYS[0], *ROWS), dtype=dtype, sessions=[session])
+        for dtype in ("float64", "float32")
+    )
+    assert "another time" not in page.make_page([double, single])
+    single.sessions = [dataclasses.replace(session, started=1.0, commit="d" * 40)]
+    assert "Float32 was measured at another time (commit dddddddd)" in page.make_page([double, single])
+
+
 def test_the_verdict_on_the_interpolated_adjoint_follows_from_the_results():
     measured = [made_up("linear", "interpolated", *FASTER), made_up("damped", "interpolated", *FASTER[:2])]
     for problem in ("linear", "damped"):

@@ -130,6 +130,7 @@ def make_page(all_results: Sequence[Results]) -> str:
         failures=_failures(gathered),
         interpolated=_interpolated(gathered),
         float32=_in_float32(Gathered(all_results, "float32"), gathered),
+        float32_commits=_commits_apart(Gathered(all_results, "float32"), gathered),
         problems=[_problem(gathered, name) for name in gathered.problems],
         close=f"{CLOSE:g}",
         spread=f"{gathered.spread():.2f}",
@@ -158,6 +159,15 @@ def _made_on(gathered: Gathered) -> dict[str, Any]:
         "commits": sorted({(session.commit or "unknown")[:8] for session in sessions}),
         "days": [days[0], days[-1]] if len(days) > 1 else days,
     }
+
+
+def _commits_apart(single: Gathered, double: Gathered) -> list[str]:
+    """The commits of the results in one dtype, if they were not measured with those in the other; else none."""
+    of_single, of_double = (
+        {session.started: (session.commit or "unknown")[:8] for results in gathered.all for session in results.sessions}
+        for gathered in (single, double)
+    )
+    return [] if of_single.keys() <= of_double.keys() else sorted(set(of_single.values()))
 
 
 def _machines(of: Iterable[Results]) -> list[str]:
