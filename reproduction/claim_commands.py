@@ -19,16 +19,16 @@ def equal_error(experiment: str) -> str:
 
 def step_errors(experiment: str) -> str:
     """What measures which part of the adjoint's state has the largest error in a step; of weights of its own."""
-    program = "python -m reproduction.diagnostics --results-dir reference --measurements step_errors"
+    program = f"reproduction.diagnostics --results-dir reference --measurements step_errors --experiments {experiment}"
+    if experiment == "acrobot":
+        return _of_weights(experiment, program)
     training = {
         "speech_commands": "python speech_commands.py --device cpu --norm seminorm --rtol 1e-3 --atol 1e-6 "
-        "--max-epochs 24 --batch-size 128 --metric-interval 2 --seed 2 --data-root recordings "
-        "--results-dir results/weights",
-        "acrobot": _TRAINING["acrobot"],
-        "flow": "python flow.py --device cpu --norm default --data checkerboard --batch-size 100 --max-epochs 30 "
-        "--results-dir results/weights",
+        "--max-epochs 24 --batch-size 128 --metric-interval 2 --seed 2 --data-root recordings",
+        "flow": "python flow.py --device cpu --norm default --data checkerboard --batch-size 100 --max-epochs 30",
     }[experiment]
-    return f"{training}; {program} --experiments {experiment} --weights-dir results/weights"
+    weights = "results/weights-of-steps"  # apart: the other measurements would take these
+    return f"{training} --results-dir {weights}; python -m {program} --weights-dir {weights}"
 
 
 def growth() -> str:

@@ -7,7 +7,7 @@ figure, which `style.render` turns into bytes. `figures.py` writes them to files
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas
 from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ from .style import (
     LOOKS,
     UNWEIGHED,
     WIDTH,
+    Look,
     NothingToDraw,
     count_axis,
     legend_above,
@@ -122,11 +123,13 @@ def backward_nfe(results: Sequence[Results]) -> Figure:
 
     Lines are means over the seeds, bands go from the least to the most.
     """
-    panels = sorted(epoch_table(results).groupby(TOLERANCES), key=lambda panel: panel[0], reverse=True)
+    table = epoch_table(results)
+    looks = looks_of(table["norm"])
+    panels = sorted(table.groupby(TOLERANCES), key=lambda panel: panel[0], reverse=True)
     figure = Figure(figsize=(_width(len(panels)), 2.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (tolerances, part) in zip(axes, panels, strict=True):
-        _draw_bands(ax, part, "backward_nfe")
+        _draw_bands(ax, part, "backward_nfe", looks)
         _draw_forward(ax, part)
         ax.set(title=_title(tolerances, part), xlabel="epoch", ylim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -143,6 +146,7 @@ def learning(results: Sequence[Results]) -> Figure:
     markers are means of the training steps.
     """
     table = epoch_table(results)
+    looks = looks_of(table["norm"])
     quantities = [name for name in ("accuracy", "loss") if f"validation {name}" in table]
     panels = sorted(table.groupby(TOLERANCES), key=lambda panel: panel[0], reverse=True)
     size = (_width(len(panels)), 0.6 + 2.1 * len(quantities))
@@ -150,8 +154,8 @@ def learning(results: Sequence[Results]) -> Figure:
     axes = figure.subplots(len(quantities), len(panels), squeeze=False, sharex="col", sharey="row")
     for row, quantity in zip(axes, quantities, strict=True):
         for ax, (tolerances, part) in zip(row, panels, strict=True):
-            _draw_bands(ax, part, f"validation {quantity}")
-            for norm, look in looks_of(part["norm"]).items():
+            _draw_bands(ax, part, f"validation {quantity}", looks)
+            for norm, look in looks.items():
                 training = part[part["norm"] == norm].groupby("epoch")[f"train {quantity}"].mean()
                 ax.plot(training.index, training, color=look.color, linestyle=look.linestyle, linewidth=0.6)
             if ax in axes[0]:
@@ -217,9 +221,9 @@ def _of_one_atol(table: pandas.DataFrame) -> pandas.DataFrame:
     return table[table["atol"] == table["rtol"].map({rtol: atol for rtol, (_, atol) in chosen.items()})]
 
 
-def _draw_bands(ax, table: pandas.DataFrame, quantity: str) -> None:
+def _draw_bands(ax, table: pandas.DataFrame, quantity: str, looks: Mapping[str, Look]) -> None:
     """A line for each norm: the mean over the seeds, in a band from the least to the most."""
-    for norm, look in looks_of(table["norm"]).items():
+    for norm, look in looks.items():
         runs = table[table["norm"] == norm].dropna(subset=quantity)
         if runs.empty:
             continue

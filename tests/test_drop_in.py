@@ -315,16 +315,57 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_a_tensor_that_a_module_hides_is_an_error_and_no_missing_gradient(requires_grad):
+@pytest.mark.parametrize("held", ["nothing", "frozen", "another", "parameters"])
+def test_a_tensor_that_a_module_hides_is_an_error_and_no_missing_gradient(held, requires_grad):
     class Hiding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            if held in ("frozen", "parameters"):
+                self.layer = nn.Linear(3, 3).requires_grad_(held == "parameters")
+            if held == "another":
+                self.unread = torch.ones(3, requires_grad=True)
+
         def forward(self, t, y):
-            return torch.tanh(hidden * y)
+            # Of a module with parameters the first graph stands for all, so here it is of the last step.
+            return torch.tanh(hidden * y) if t > 1 else -y
 
     hidden, y0 = random(3, seed=1).requires_grad_(), random(2, 3).requires_grad_(requires_grad)
     with pytest.raises(ValueError, match="requires a gradient, is no parameter, and was not found at the first time"):
         odeint(Hiding(), y0, T)
     with torch.no_grad():
         odeint(Hiding(), y0, T)
+
+
+def test_a_context_by_a_part_of_the_module_counts_once():
+    class Encoding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(3, 3, dtype=F64)
+
+        def forward(self, t, y):
+            return torch.tanh(y + self.context)
+
+    func, x, gradients = Encoding(), random(2, 3, seed=7), []
+    for by in (torchdiffeq.odeint, odeint):
+        func.context = func.encoder(x)
+        y = by(func, random(2, 3), T, rtol=1e-8, atol=1e-9)
+        gradients.append(torch.autograd.grad(y.square().sum(), func.encoder.weight))
+    assert distance(*gradients[1], *gradients[0]) < 1e-7
+
+
+def test_what_a_context_itself_cannot_be_is_differentiated_behind_it():
+    """A sparse matrix, and a tensor whose own gradient is asked for."""
+    indices, weight, gradients = torch.tensor([[0, 1, 2], [1, 2, 0]]), random(3, seed=1).requires_grad_(), []
+    for by in (torchdiffeq.odeint, odeint):
+        matrix = torch.sparse_coo_tensor(indices, torch.sin(weight), (3, 3), check_invariants=True)
+        context = torch.cos(weight)
+        context.retain_grad()
+        y = by(lambda t, y: torch.sparse.mm(matrix, y) + context, random(3, 3), T, rtol=1e-8, atol=1e-9)  # noqa: B023
+        (gradient,) = torch.autograd.grad(y.square().sum(), weight, retain_graph=True)
+        y.square().sum().backward(inputs=[weight])
+        gradients.append(torch.stack([gradient, weight.grad, context.grad]))
+        weight.grad = None
+    assert distance(*gradients) < 1e-7
 
 
 def test_a_module_is_differentiated_with_respect_to_a_context_that_it_holds():

@@ -153,14 +153,15 @@ def test_a_flow_of_single_precision_at_times_of_double(by):
     same(results, rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_of_a_flow_on_images():
+@BY
+def test_a_layer_of_a_flow_on_images(by):
     flow, x = EstimatedFlow().double(), random(3, 1, 4, 4)
     results = []
     for library in LIBRARIES:
-        z, logp, penalty = flow(library.odeint_adjoint, x)
+        z, logp, penalty = flow(getattr(library, by), x)
         loss = z.square().mean() + logp.mean() + 0.1 * penalty.sum()
         results.append(torch.autograd.grad(loss, list(flow.parameters())))
         assert flow.num_evals > 0
         with torch.no_grad():
-            torch.testing.assert_close(flow(library.odeint_adjoint, z, reverse=True)[0], x, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(flow(getattr(library, by), z, reverse=True)[0], x, rtol=1e-6, atol=1e-7)
     same(results, **CLOSE)

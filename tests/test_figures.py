@@ -108,6 +108,11 @@ def test_a_way_without_a_look_of_its_own_is_drawn_too():
     for draw in (run_figures.backward_nfe, run_figures.learning):
         (ax,) = draw(run_figures.comparable(runs, "acrobot")).axes
         assert {"default", "default, warm start"} <= lines(ax).keys()
+    others = [run(norm, experiment=acrobot, rtol=1e-3, warm_start=True) for norm in ("default", "as-published")]
+    panels = run_figures.backward_nfe([*runs, *others]).axes
+    drawn = [line for ax in panels for line in ax.get_lines() if line.get_label() == "default, warm start"]
+    assert len(drawn) == 2
+    assert len({line.get_color() for line in drawn}) == 1
 
 
 def test_a_setting_that_an_older_file_lacks_is_at_its_default():

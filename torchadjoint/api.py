@@ -11,7 +11,7 @@ from .adjoints import Backsolve
 from .captured import capture
 from .methods import RungeKutta
 from .passes import DifferentiableSolve, Plan, Standstill
-from .posing import Tolerance, of_its_arguments
+from .posing import Tolerance, of_its_arguments, untraced
 from .problem import Problem, State
 from .statistics import SolveStatistics
 from .stepping import OPTIONS, refuse_option
@@ -89,6 +89,7 @@ def solve(problem: Problem) -> Solution:
     return Solution(problem.split(solution) if problem.is_tuple else solution, statistics)
 
 
+@untraced
 def odeint(
     func: Callable[..., Any],
     y0: State,
@@ -106,8 +107,8 @@ def odeint(
     tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
     once more, and every later evaluation checks that there are no others. So may an nn.Module that has some as buffers
     or attributes, also in lists, tuples, dicts and functions, besides its parameters; of any other module one
-    evaluation checks that it reads no others. What a tensor is computed from that `func` holds is differentiated once,
-    behind the solve.
+    evaluation checks that it reads no others. What a tensor is computed from that `func` holds so (or closes over, or
+    has as a default) is differentiated once, behind the solve, unless `func` reads that too.
 
     Raises:
         ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.

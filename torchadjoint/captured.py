@@ -20,10 +20,12 @@ Edge = tuple[Node, int]
 class _Checked(nn.Module):
     """`func`, whose graphs must end in `known` tensors and what it was called with.
 
+    An end that only one graph has was made in that evaluation, such as a time of its own: it is none that gets lost.
+
     Args:
         func: the function.
-        known: the tensors.
-        is_asked_once: whether the first graph stands for all.
+        known: the tensors that require a gradient.
+        is_asked_once: whether the first graph stands for all, if it ends in nothing else.
     """
 
     def __init__(self, func: Callable[..., Any], known: tuple[Tensor, ...], *, is_asked_once: bool):
@@ -33,23 +35,28 @@ class _Checked(nn.Module):
         self.stops = {_edge(tensor): tensor for tensor in known if not tensor.is_leaf}
         self.is_asked_once = is_asked_once
         self.is_asked = True
+        self.others: list[Tensor] = []
+        """In which the last graph ended."""
 
     def forward(self, t: Tensor, y: State) -> State:
-        # If nothing is known, nothing is differentiated, and no graph would be made.
+        # If nothing is known, perhaps nothing is differentiated, and no graph would be made.
         with contextlib.nullcontext() if self.known else torch.enable_grad():
             derivative = self.func(t, y)
             if self.is_asked and torch.is_grad_enabled():
-                self.is_asked = not self.is_asked_once
                 self._check(derivative, [t, *_tensors(y)])
         return derivative
 
     def _check(self, derivative: State, arguments: list[Tensor]) -> None:
         allowed = {id(tensor) for tensor in (*self.known, *_ends(map(_edge, arguments), {}))}
-        if not all(id(end) in allowed for end in _ends(map(_edge, _tensors(derivative)), self.stops)):
+        ends = _ends(map(_edge, _tensors(derivative)), self.stops)
+        others = [end for end in ends if id(end) not in allowed]
+        if any(other is end for other in self.others for end in others):
             raise ValueError(
                 "func reads a tensor that requires a gradient, is no parameter, and was not found at the first time: "
                 "name all such tensors, by an nn.Module or in solve(..., adjoint_params=(...))"
             )
+        self.others = others
+        self.is_asked = bool(others) or not self.is_asked_once
 
     def __getattr__(self, name: str) -> Any:
         # Callbacks.
@@ -62,8 +69,8 @@ class _Checked(nn.Module):
 def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..., Any], tuple[Tensor, ...] | None]:
     """The function, checked, and what an evaluation at the first time reads besides its arguments.
 
-    These are leaves, or tensors computed from leaves where the function holds them. A module that holds no others than
-    its parameters is not evaluated, and comes with None.
+    These are leaves, or tensors computed from leaves where the function holds them. A module that reads no others than
+    its parameters comes with None, and one that holds no others is not evaluated.
     """
     is_module = isinstance(func, nn.Module)
     unread = None if is_module else ()
@@ -71,29 +78,43 @@ def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..
         return func, unread  # which the solve refuses
     if not torch.is_grad_enabled() or not all(isinstance(tensor, Tensor) for tensor in _tensors(y0)):
         return func, unread
-    own = tuple(func.parameters()) if is_module else ()
+    own = tuple(parameter for parameter in func.parameters() if parameter.requires_grad) if is_module else ()
     held = [tensor for tensor in _tensors_in(func) if tensor.requires_grad]
     if is_module and {*map(id, held)} <= {*map(id, own)}:
-        return (func if hasattr(func, "fused_field") else _Checked(func, own, is_asked_once=True)), None
+        return _checked(func, own, is_asked_once=bool(own)), None
     detached = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in _tensors(y0)]
     time = t.detach()[0].to(detached[0]) if detached else t.detach()[0]
     derivative = func(time, tuple(detached) if isinstance(y0, tuple) else detached[0])
     inputs = {id(tensor) for tensor in (*detached, *own)}
-    others = tuple(end for end in _independent_ends(_tensors(derivative), held) if id(end) not in inputs)
+    held = [tensor for tensor in held if _may_be_an_end(tensor, time.device)]
+    ends = _independent_ends(_tensors(derivative), held, own)
+    others = tuple(end for end in ends if id(end) not in inputs)
     if is_module and not others:
-        return func, None
+        return _checked(func, own, is_asked_once=False), None
     known = (*own, *others)
     return _Checked(func, known, is_asked_once=False), known
 
 
-def _independent_ends(tensors: Iterable[Any], held: Iterable[Tensor]) -> list[Tensor]:
+def _checked(func: nn.Module, own: tuple[Tensor, ...], *, is_asked_once: bool) -> nn.Module:
+    """A module that is differentiated with respect to its parameters."""
+    return func if hasattr(func, "fused_field") else _Checked(func, own, is_asked_once=is_asked_once)
+
+
+def _may_be_an_end(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a solve can be differentiated with respect to this tensor itself, and nobody would notice."""
+    is_taken = tensor.layout is torch.strided and tensor.is_floating_point() and tensor.device == device
+    return is_taken and not tensor.is_leaf and not tensor.retains_grad
+
+
+def _independent_ends(tensors: Iterable[Any], held: Iterable[Tensor], own: Iterable[Tensor]) -> list[Tensor]:
     """Where the graphs of these end: in `held` tensors, which spares what lies behind them, and in leaves.
 
-    In leaves alone if a held one depends on another end: its part of the gradient would count twice.
+    In leaves alone if a held one depends on another end or an `own` parameter: its part of the gradient would count
+    twice.
     """
     edges = [*map(_edge, tensors)]
-    ends = _ends(edges, {_edge(tensor): tensor for tensor in held if not tensor.is_leaf})
-    stops = {_edge(end): end for end in ends}
+    ends = _ends(edges, {_edge(tensor): tensor for tensor in held})
+    stops = {_edge(end): end for end in (*ends, *own)}
     behind = (edge for end in ends if not end.is_leaf for edge in end.grad_fn.next_functions)
     if any(_edge(end) in stops for end in _ends(behind, stops)):
         return _ends(edges, {})

@@ -212,12 +212,17 @@ def _by_torchdiffeq(function: str, func: nn.Module, y0: State, t: Tensor, *, rto
     counted = _Counted(func)
     names = ("jump_t", "step_t")
     backward = {name: options.pop(name) for name in list(options) if name.startswith("adjoint_")}
-    given = {
-        name: torch.as_tensor(value, dtype=torch.float64, device=t.device) if name in names else value
-        for name, value in options.items()
-    }
-    keywords = dict(rtol=rtol, atol=atol, method=method, options=given)
+
+    def with_tensors(given):
+        return {
+            name: torch.as_tensor(value, dtype=torch.float64, device=t.device) if name in names else value
+            for name, value in given.items()
+        }
+
+    keywords = dict(rtol=rtol, atol=atol, method=method, options=with_tensors(options))
     if function == "odeint_adjoint":
+        if "adjoint_options" in backward:
+            backward["adjoint_options"] = with_tensors(backward["adjoint_options"])
         keywords |= backward
     y = getattr(torchdiffeq, function)(counted, y0, t, **keywords)
     return _TorchdiffeqSolution(y, counted)

@@ -13,6 +13,10 @@ from .held import Held, as_they_were, held_by
 from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
 
+CACHES_GRAPHS_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+"""Whether autocast keeps only what it has cast with a graph, as 2.14 was seen to do. Of an older torch the graph of an
+evaluation may end in what an evaluation without a graph has cast; there everything is cast anew."""
+
 
 @dataclass
 class Plan:
@@ -34,8 +38,7 @@ class Plan:
             "device_type": kind,
             "dtype": torch.get_autocast_dtype(kind),
             "enabled": torch.is_autocast_enabled(kind),
-            # An older torch keeps what it casts without a graph, and the graph of a later evaluation ends in it.
-            "cache_enabled": False,
+            "cache_enabled": CACHES_GRAPHS_ALONE and torch.is_autocast_cache_enabled(),
         }
 
 

@@ -167,23 +167,26 @@ def _check_integrals(
         raise ValueError(f"integrals and {others[0]} are given, which do not go together: leave out one of them")
 
 
+def untraced(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """`function`, which branches on values: within a model that torch.compile compiles it runs as it is."""
+    as_it_is = torch._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Answer:
+        # Not always `as_it_is`: its first call imports the compiler, which takes a second.
+        return (as_it_is if torch.compiler.is_compiling() else function)(*arguments, **options)
+
+    return called
+
+
 def of_its_arguments(function: Callable[[Problem], Answer]) -> Callable[..., Answer]:
-    """`function` of a problem as one of the arguments of `pose`, so that these are listed once.
-
-    Within a model that torch.compile compiles it runs as it is: it branches on values.
-    """
-
-    def pose_and_answer(func: Callable[..., Any], y0: State, t: Tensor, **options: Any) -> Answer:
-        return function(pose(func, y0, t, **options))
-
-    untraced = torch._disable_dynamo(pose_and_answer)
+    """`function` of a problem as one of the arguments of `pose`, so that these are listed once; `untraced`."""
 
     # Python's errors about the number of arguments name this function, so it has those of `pose` that have no keyword.
+    @untraced
     @functools.wraps(function)
     def posed(func: Callable[..., Any], y0: State, t: Tensor, **options: Any) -> Answer:
-        # Not always `untraced`: its first call imports the compiler, which takes a second.
-        answer = untraced if torch.compiler.is_compiling() else pose_and_answer
-        return answer(func, y0, t, **options)
+        return function(pose(func, y0, t, **options))
 
     returned = inspect.signature(function).return_annotation
     posed.__signature__ = inspect.signature(pose).replace(return_annotation=returned)
