@@ -355,16 +355,16 @@ def test_a_context_by_a_part_of_the_module_counts_once():
 
 def test_what_a_context_itself_cannot_be_is_differentiated_behind_it():
     """A sparse matrix, and a tensor whose own gradient is asked for."""
-    indices, weight, gradients = torch.tensor([[0, 1, 2], [1, 2, 0]]), random(3, seed=1).requires_grad_(), []
+    indices, gradients = torch.tensor([[0, 1, 2], [1, 2, 0]]), []
+    weight, other = random(3, seed=1).requires_grad_(), random(3, seed=2).requires_grad_()
     for by in (torchdiffeq.odeint, odeint):
         matrix = torch.sparse_coo_tensor(indices, torch.sin(weight), (3, 3), check_invariants=True)
-        context = torch.cos(weight)
+        context = torch.cos(other)
         context.retain_grad()
         y = by(lambda t, y: torch.sparse.mm(matrix, y) + context, random(3, 3), T, rtol=1e-8, atol=1e-9)  # noqa: B023
-        (gradient,) = torch.autograd.grad(y.square().sum(), weight, retain_graph=True)
-        y.square().sum().backward(inputs=[weight])
-        gradients.append(torch.stack([gradient, weight.grad, context.grad]))
-        weight.grad = None
+        y.square().sum().backward()
+        gradients.append(torch.stack([weight.grad, other.grad, context.grad]))
+        weight.grad = other.grad = None
     assert distance(*gradients) < 1e-7
 
 
