@@ -2,18 +2,21 @@
 
 import contextlib
 import gc
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import Line, constant_loss, make_config, make_data, run, without_clock
+from test_training import Line, constant_loss, make_config, make_data, run, squared_error, without_clock
 
 from common import measuring, training
 from common.checkpoint import Checkpoint
@@ -72,6 +75,36 @@ def checkpoints(folder):
 def whole(tmp_path):
     run(make_config(tmp_path / "whole"), model=model_of())
     return learnt(tmp_path / "whole")
+
+
+def test_a_resumed_run_keeps_the_best_state_from_before(tmp_path):
+    calls = itertools.count()
+
+    def growing_loss(prediction, labels):
+        return squared_error(prediction, labels) + next(calls)
+
+    config = make_config(tmp_path / "resumed", metric_interval=1)
+    with pytest.raises(Interrupted):
+        run(config, model=model_of(send(signal.SIGINT)), loss_function=growing_loss)
+    results = run(replace(config, resume=True), model=model_of(), loss_function=growing_loss)
+    best = run(make_config(tmp_path / "best", max_epochs=1), model=model_of())
+    assert torch.equal(results.model.linear.weight, best.model.linear.weight)
+
+
+def test_the_seconds_of_a_resumed_epoch_go_on(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, process_time=lambda: 2 * clock.now, time=time.time)
+    monkeypatch.setattr(training, "time", clock)
+
+    class Slow(Eventful):
+        def forward(self, x):
+            clock.now += self.training
+            return super().forward(x)
+
+    with pytest.raises(Interrupted):
+        run(make_config(tmp_path), model=Slow(send(signal.SIGINT), 8))
+    clock.now += 1000
+    results = run(make_config(tmp_path, resume=True), model=Slow())
+    assert [(epoch.seconds, epoch.cpu_seconds) for epoch in results.epochs] == [(3, 6)] * 5
 
 
 def test_a_run_that_goes_on_elsewhere_names_both_devices_and_commits(tmp_path, monkeypatch):

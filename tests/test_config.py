@@ -16,7 +16,7 @@ import acrobot
 import speech_commands
 from common import command_line
 from common.errors import Interrupted, TrainingFailed
-from torchadjoint import ADJOINTS
+from torchadjoint import ADJOINTS, Backsolve
 
 
 def test_settings_are_normalised(tmp_path):
@@ -59,6 +59,13 @@ def test_condition_names_what_departs_from_the_default():
 def test_bad_settings_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         Config(**{"device": "cpu", "norm": True, **settings})
+
+
+def test_the_solve_has_the_settings():
+    config = Config("cpu", "default", 1e-2, 1e-5, method="bosh3", warm_start=True)
+    adjoint = Backsolve("default", warm_start=True)
+    assert config.solve.keywords == dict(rtol=1e-2, atol=1e-5, method="bosh3", adjoint=adjoint)
+    assert Config("cpu", "discrete").solve.keywords["adjoint"] == ADJOINTS["discrete"]
 
 
 def test_zero_is_allowed_where_it_means_something():

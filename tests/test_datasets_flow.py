@@ -156,3 +156,9 @@ def test_missing_torchvision_is_a_sentence_that_names_what_needs_none(monkeypatc
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(ValueError, match="data is 'swissroll', but must be one of 'checkerboard'"):
         load(data="swissroll", **OPTIONS)
+
+
+def test_parts_share_no_sample_and_are_drawn_from_all_over():
+    parts = flow._split(torch.arange(1000), "digits")
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(1000))
+    assert all(400 < part.double().mean() < 600 for part in parts)

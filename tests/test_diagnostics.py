@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import flow
 import speech_commands
 from common.results import Epoch, HistoryEntry, Metrics, Results, save
 from datasets.acrobot import FullyActuatedAcrobot
-from reproduction import control, diagnostics, equal_error
+from reproduction import control, diagnostics, equal_error, gradients
 from reproduction.captions import caption
 from reproduction.diagnostics import path_of, trained_run
 from reproduction.equal_error import MEASURED, Measured, Way, trained_seeds
@@ -32,6 +33,7 @@ from reproduction.gradients import (
     losses,
     step_errors,
 )
+from reproduction.runs import load_data
 from torchadjoint import METHODS
 
 
@@ -51,7 +53,9 @@ def squares(prediction, target):
     return prediction.square().sum()
 
 
-def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tolerance():
+def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tolerance(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(gradients, "time", SimpleNamespace(process_time=lambda: next(ticks)))
     field, y0 = Growth(), random(4, 3)
     squares(field.exact(y0, torch.tensor([0.0, 2.0], dtype=F64))[-1], y0).backward()
     exact = torch.stack([parameter.grad for parameter in field.parameters()])
@@ -59,7 +63,7 @@ def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tol
     adjoints = ("default", "per-tensor", "seminorm", "discrete")
     model = Model(field)
     rows = gradient_errors(model, [(y0,)], squares, tolerances=tolerances, adjoints=adjoints, reference=(1e-12, 1e-12))
-    assert all(0 < row["reference_error"] < 1e-9 for row in rows)
+    assert all(0 < row["reference_error"] < 1e-9 and row["cpu_seconds"] == 1 for row in rows)
     for adjoint in adjoints:
         mine = [row for row in rows if row["adjoint"] == adjoint]
         assert mine[0]["error"] > 5 * mine[1]["error"] > 25 * mine[2]["error"] > 0
@@ -330,3 +334,29 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
     steps = records["step_errors-acrobot.json"]["steps"]
     assert "a_theta" in steps["default"]
     assert "a_theta" not in steps["seminorm"]
+
+
+def test_batches_come_from_all_over_and_share_no_sample():
+    batches = diagnostics.batches_of((torch.arange(100),), 10, 3)
+    assert [x.tolist() for (x,) in batches] == [list(range(number, 100, 10)) for number in range(3)]
+
+
+def test_measurements_are_of_the_test_set_and_other_data_are_told(caplog):
+    config = flow.Config("cpu", "seminorm", data="moons")
+    data = load_data("flow", config)
+    assert torch.equal(diagnostics.test_set("flow", config, data.digest)[0], data.test.tensors[0])
+    assert not caplog.records
+    diagnostics.test_set("flow", config, "other")
+    assert "their split is another" in caplog.text
+
+
+def test_a_measurement_that_cannot_be_written_keeps_the_one_before(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError("no room")
+
+    path = tmp_path / "diagnostics" / "law-acrobot.json"
+    diagnostics.save_record(path, {"cases": [1]})
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no room"):
+        diagnostics.save_record(path, {"cases": [1, 2]})
+    assert json.loads(path.read_bytes()) == {"cases": [1]}

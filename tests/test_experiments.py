@@ -15,6 +15,7 @@ from common import command_line
 from common.errors import TrainingFailed
 from common.results import load
 from datasets import synthetic
+from datasets.batches import Batches
 from torchadjoint import SolverError
 
 PUBLISHED_NAMES = [
@@ -96,6 +97,23 @@ def test_speech_commands_end_to_end(small_speech):
     assert results.epochs[0].backward_nfe > 2 * 160
     (path,) = saved(small_speech)
     assert load(path).test_metrics == results.test_metrics
+    batches = Batches(results.train_dataloader.tensors, 25)
+    num_right = sum((results.model(x)[0].argmax(dim=-1) == labels).sum().item() for x, labels in batches)
+    assert num_right > 0
+    assert results.train_metrics.accuracy == num_right / batches.dataset_size
+
+
+@pytest.mark.parametrize("experiment", [acrobot, speech_commands])
+def test_a_seed_draws_the_weights_and_the_order(experiment, small_acrobot, small_speech, monkeypatch):
+    settings = small_acrobot if experiment is acrobot else small_speech
+    monkeypatch.setattr(
+        experiment,
+        "train",
+        lambda config, *, model, data, **_: (next(model.parameters()), data.train.generator.initial_seed()),
+    )
+    (first, order), (second, another) = (experiment.main("cpu", True, seed=seed, **settings) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert order != another
 
 
 def test_acrobot_end_to_end(small_acrobot):

@@ -13,6 +13,7 @@ from common import command_line
 from common.errors import TrainingFailed
 from common.results import load
 from datasets import flow as dataset
+from flows.continuous import ContinuousFlow
 from flows.densities import PointDensity
 
 SMALL = {
@@ -117,6 +118,24 @@ def test_a_resumed_run_draws_on_where_it_stopped(tmp_path):
     resumed = flow.main("cpu", True, resume=True, **settings("wine", tmp_path, max_epochs=3))
     assert [epoch.loss for epoch in resumed.epochs] == [epoch.loss for epoch in whole.epochs]
     assert len({epoch.loss for epoch in resumed.epochs}) == 3
+
+
+@pytest.mark.parametrize("data", ["checkerboard", "wine", "digits"])
+def test_the_flows_treat_integrals_as_the_settings_say(data):
+    model = flow.build(flow.Config("cpu", True, data=data, width=2, integrals="unweighed"))
+    flows = [module for module in model.modules() if isinstance(module, ContinuousFlow)]
+    assert {module.integrals for module in flows} == {"unweighed"}
+
+
+def test_a_seed_draws_the_weights_and_the_order(monkeypatch):
+    monkeypatch.setattr(
+        flow,
+        "train",
+        lambda config, *, model, data, **_: (next(model.parameters()), data.train.generator.initial_seed()),
+    )
+    (first, order), (second, another) = (flow.main("cpu", True, data="moons", seed=seed) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert order != another
 
 
 def test_full_makes_repeats(monkeypatch):

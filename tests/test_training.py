@@ -373,6 +373,22 @@ def test_evaluation_forward_only_keeps_no_graph(tmp_path):
     assert with_graph == training + val + train_and_val + test
 
 
+def test_the_weights_decay_as_the_settings_say(tmp_path):
+    with seeded(0, "weights"):
+        before = Line().linear.weight.detach()
+    config = make_config(tmp_path, max_epochs=1, weight_decay=0.5)
+    after = run(config, loss_function=constant_loss).model.linear.weight.detach()
+    torch.testing.assert_close(after, before * (1 - 0.1 * 0.5) ** NUM_BATCHES)
+
+
+def test_a_plateau_ends_with_a_measurement(tmp_path):
+    config = make_config(tmp_path, max_epochs=20, metric_interval=3, plateau_epochs=4)
+    results = run(config, loss_function=constant_loss)
+    assert len(results.epochs) == results.history[-1].epoch == 9
+    [path] = tmp_path.rglob("*.json")
+    assert load(path).status == "completed"
+
+
 def test_seconds_of_training_leave_out_evaluation(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, process_time=lambda: 2 * clock.now, time=time.time)
     monkeypatch.setattr(training, "time", clock)
