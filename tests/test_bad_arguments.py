@@ -33,6 +33,9 @@ class OfAnotherShape(nn.Module):
     [
         bad(NET, Y0, torch.zeros(2, 2), match=r"t must be a floating-point tensor of shape \(times,\).*\(2, 2\)"),
         bad(NET, Y0, torch.tensor(1.0), match=r"a time or more.*\(\)"),
+        bad(
+            NET, Y0, T, adjoint_options=dict(norm=max), match=r"adjoint_options names a norm: name it by adjoint=Backs"
+        ),
         bad(NET, Y0, torch.tensor([0, 1]), match=r"floating-point tensor.*int64"),
         bad(NET, Y0, [0.0, 1.0], match=r"floating-point tensor.*list"),
         bad(NET, Y0, T[[0, 2, 1]], match=r"t is \[0.0, 2.0, 1.0\], but must be finite and strictly increasing"),

@@ -238,6 +238,27 @@ def test_tolerances_may_be_tensors(rtol, atol):
     assert ours.accepted == pytest.approx(theirs.accepted, abs=1e-9)
 
 
+def backward_steps(**options):
+    """The sizes of the steps of a backward solve from 2 to 0."""
+    func, sizes = Recorded(), []
+    func.callback_accept_step_adjoint = lambda t0, y0, dt: sizes.append(dt.item())
+    odeint_adjoint(func, random(4, 3), T[[0, -1]], rtol=1e-3, atol=1e-3, **options).sum().backward()
+    return sizes
+
+
+def test_the_backward_solve_has_the_grid_too():
+    def grid(func, y0, t):
+        assert y0.shape == (4, 3)
+        return torch.linspace(t[0], t[-1], 5, dtype=F64)
+
+    assert backward_steps(method="rk4", options=dict(grid_constructor=grid)) == pytest.approx([0.5] * 4)
+
+
+def test_empty_adjoint_options_are_not_those_of_the_forward_solve():
+    assert max(backward_steps(options=dict(max_step=0.02))) == pytest.approx(0.02)
+    assert max(backward_steps(options=dict(max_step=0.02), adjoint_options={})) > 0.05
+
+
 def test_tolerances_may_differ_between_the_tensors_of_a_state():
     _, ours, _, theirs = both(Pair.start(), T, func=Pair(), rtol=(1e-3, 1e-6), atol=(1e-4, torch.tensor(1e-7)))
     assert ours.accepted == pytest.approx(theirs.accepted, abs=1e-9)
@@ -334,6 +355,16 @@ def test_a_tensor_that_a_module_hides_is_an_error_and_no_missing_gradient(held, 
         odeint(Hiding(), y0, T)
     with torch.no_grad():
         odeint(Hiding(), y0, T)
+
+
+def test_contexts_that_are_computed_from_each_other_count_once():
+    weight, gradients = random(3, seed=1).requires_grad_(), []
+    for by in (torchdiffeq.odeint, odeint):
+        context = torch.sin(weight)
+        factor = torch.exp(context)
+        y = by(lambda t, y: torch.tanh(y + context) * factor, random(2, 3), T, rtol=1e-8, atol=1e-9)  # noqa: B023
+        gradients += torch.autograd.grad(y.square().sum(), weight)
+    assert distance(*gradients) < 1e-7
 
 
 def test_a_context_by_a_part_of_the_module_counts_once():

@@ -118,3 +118,13 @@ def test_large_values_saturate_without_nan(shape, activation):
     product = (torch.empty_like(x), torch.empty(5).double())
     field.pullback(0, (x, random(5)), product)
     assert all(tensor.isfinite().all() for tensor in (*out, *product))
+
+
+def test_an_estimate_after_an_exact_divergence_takes_buffers_of_its_own():
+    func, x = make(), random(5, 3)
+    state = (x, x.new_zeros(5))
+    with torch.no_grad():
+        solve(func, state, TIMES)
+        func.probe = random(5, 3, seed=1).sign()
+        found, expected = (solve(each, state, TIMES).y[1] for each in (func, Plain(func)))
+    torch.testing.assert_close(found, expected)

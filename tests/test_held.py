@@ -17,7 +17,7 @@ needs_hooks_told = pytest.mark.skipif(
 
 
 class Held(nn.Module):
-    """Reads a parameter, a buffer, a plain tensor, a part, a number, a tuple and the mode, by the names given."""
+    """Reads a parameter, a buffer, a plain tensor, a part, numbers, a tuple, text, None and the mode."""
 
     def __init__(self):
         super().__init__()
@@ -27,26 +27,29 @@ class Held(nn.Module):
         self.part = nn.Linear(2, 2, dtype=F64)
         self.factor = 1.5
         self.pair = (random(2, seed=4),)
+        self.power, self.kind, self.extra = 2, "tanh", None
         self.calls = []
 
     def forward(self, t, y):
         self.calls.append(t.item())
-        y = torch.tanh(self.part(y @ self.weight * self.scale + self.shift))
+        y = getattr(torch, self.kind)(self.part(y @ self.weight * self.scale + self.shift)) ** self.power
+        y = y if self.extra is None else y + self.extra
         return self.factor * y * self.pair[0] * (2 if self.training else 1)
 
 
 def replace(func, name):
     torch.manual_seed(7)
-    new = {"part": nn.Linear(2, 2, dtype=F64), "factor": -1.0, "pair": (random(2, seed=5),), "training": False}.get(
-        name
-    )
+    plain = {"factor": -1.0, "pair": (random(2, seed=5),), "training": False, "power": 3, "kind": "sin", "extra": 1.0}
+    new = {"part": nn.Linear(2, 2, dtype=F64), **plain}.get(name)
     if new is None:
         new = 3 * random(*getattr(func, name).shape, seed=3)
     setattr(func, name, nn.Parameter(new) if name == "weight" else new)
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "default", "discrete"])
-@pytest.mark.parametrize("name", ["weight", "scale", "shift", "part", "factor", "pair", "training"])
+@pytest.mark.parametrize(
+    "name", ["weight", "scale", "shift", "part", "factor", "pair", "training", "power", "kind", "extra"]
+)
 def test_the_backward_pass_reads_what_the_forward_pass_read(adjoint, name):
     func, y0 = Held(), random(3, 2)
     held = [*func.parameters()]

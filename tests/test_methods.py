@@ -10,7 +10,7 @@ import pytest
 import torch
 from problems import F64, Growth, Linear, Network, differentiate, differentiate_exactly, distance, random, steps
 
-from common.torchdiffeq_reference import SAME_STEPS
+from common.config import SAME_STEPS
 from common.torchdiffeq_reference import solve as solve_by_torchdiffeq
 from torchadjoint import METHODS, RungeKutta, solve
 
@@ -166,3 +166,10 @@ def test_what_is_no_method_is_refused(method):
         ValueError, match=r"method is .*, but must be one of 'dopri5', .*'rk4', or a RungeKutta.*use torchdiffeq"
     ):
         solve(Growth(), random(3), T, method=method)
+
+
+@pytest.mark.parametrize("name", ["adaptive_heun", "fehlberg2"])
+def test_the_error_is_the_difference_from_the_stage_before(name):
+    method = METHODS[name]
+    expected = [b - before for b, before in zip(method.step_weights, method.stage_matrix[-2], strict=True)]
+    assert method.error_weights == pytest.approx(expected, abs=1e-15)

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 import torchdiffeq
-from problems import Pair, backward, random, random_walks, solve
+from problems import Pair, backward, differentiate, random, random_walks, solve, steps
 from torch import nn
 
 from speech_commands import NeuralCDE
@@ -193,3 +193,13 @@ def test_our_solver_measures_the_neural_cde_by_the_named_norm(norm, monkeypatch)
         assert len(integrals) == (0 if norm == "seminorm" else sum(sizes) + 1)
         *parameters, a_t = integrals.split([*sizes, 1]) if norm != "seminorm" else [integrals]
         assert value == pytest.approx(expected_norm(norm, a_t, [z, a_z], parameters), rel=1e-12)
+
+
+@pytest.mark.parametrize("adjoint", ["default", "per-tensor"])
+def test_beside_a_norm_of_the_state_the_adjoints_weighs_the_rest(adjoint):
+    times = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64)
+    own, named = (
+        steps(differentiate(Wide(), random(2), times, rtol=1e-6, atol=1e-8, adjoint=adjoint, **options).statistics)
+        for options in (dict(norm=lambda y: y.square().mean().sqrt()), {})
+    )
+    assert own == [pytest.approx(taken, abs=1e-6) for taken in named]

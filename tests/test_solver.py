@@ -79,6 +79,23 @@ def test_beside_is_the_neighbour_in_the_dtype():
     assert beside(1.0, 2.0, torch.float64) == 1 + 2**-52
     assert beside(1.0, 0.0, torch.float32) == 1 - 2**-24
     assert beside(1.0, 2.0, torch.float32) == 1 + 2**-23
+    assert beside(-1.0, 0.0, torch.float32) == -1 + 2**-24
+    assert beside(-1.0, -2.0, torch.float32) == -1 - 2**-23
+    assert [beside(0.0, to, torch.float32) for to in (-1.0, 1.0)] == [-(2.0**-149), 2.0**-149]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(method="dopri8"), dict(method="adaptive_heun"), dict(method="rk4", step_size=0.3, interp="cubic")],
+    ids=str,
+)
+def test_every_evaluation_is_counted(options):
+    """Also that of a last stage which only the dense output needs."""
+    func, evaluated = Network(), []
+    func.register_forward_hook(lambda module, given, result: evaluated.append(given[0].item()))
+    times = torch.linspace(0, 2, 6, dtype=F64)
+    forward = solve(func, random(3), times, rtol=1e-4, atol=1e-6, **options).statistics.forward
+    assert forward.evaluation_times == evaluated
 
 
 def test_a_rejected_step_starts_again_at_the_same_time():
