@@ -1,4 +1,4 @@
-"""`odeint` differentiates with respect to all that a function reads, wherever it is held, or says what it cannot find."""
+"""`odeint` differentiates with respect to all that a function reads, wherever it is, or says what it cannot find."""
 
 import functools
 
