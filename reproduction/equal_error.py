@@ -127,7 +127,7 @@ def trained_seeds(weights_dir: str, experiment: str) -> dict[Path, Results]:
     _, chosen = trained_run(weights_dir, experiment, EXPERIMENTS[experiment].measured_groups[0])
 
     def but_for_seed(results: Results) -> str:
-        return identity(experiment, results.config | {"seed": None}, results.provenance.get("split"))
+        return identity(experiment, results.config | {"seed": None}, results.provenance["split"])
 
     alike = [
         (path, results)

@@ -152,9 +152,9 @@ def _machines(results: Iterable[Results]) -> list[dict[str, Any]]:
     machines = {}
     for result in results:
         made_on = result.provenance
-        packages = [f"{name} {version}" for name, version in made_on.get("packages", {}).items() if version]
+        packages = [f"{name} {version}" for name, version in made_on["packages"].items() if version]
         description = (
-            *(made_on.get(name, "unknown") for name in ("device_name", "num_threads", "platform", "python")),
+            *(made_on[name] for name in ("device_name", "num_threads", "platform", "python")),
             ", ".join(packages),
         )
         machine = machines.setdefault(description, {"starts": [], "commits": []})
@@ -167,7 +167,7 @@ def _machines(results: Iterable[Results]) -> list[dict[str, Any]]:
 
 def _commit(result: Results) -> str:
     """The commit in a length that people can read, and whether files differed from it."""
-    commit, _, dirty = (result.provenance.get("commit") or "unknown").partition("-")
+    commit, _, dirty = (result.provenance["commit"] or "unknown").partition("-")
     return commit[:8] + ", changed" * bool(dirty)
 
 

@@ -92,7 +92,7 @@ def _data_settings(experiment: str, config: TrainingConfig) -> dict[str, Any]:
 
 def identity_of(results: Results) -> str:
     """The identity of the run that made these results."""
-    return identity(results.experiment, results.config, results.provenance.get("split"))
+    return identity(results.experiment, results.config, results.provenance["split"])
 
 
 def whole_config(experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def on_found_data(runs: Sequence[Run], results: Iterable[Results]) -> list[Run]:
     found = defaultdict(set)
     for result in results:
         if result.experiment in experiments:
-            found[result.provenance.get("split")].add((result.status == "completed", identity_of(result)))
+            found[result.provenance["split"]].add((result.status == "completed", identity_of(result)))
 
     def num_found(digest: str | None, alike: list[Run]) -> tuple[int, int]:
         identities = [replace(run, digest=digest).identity for run in alike]
