@@ -66,7 +66,7 @@ def test_the_runs_are_as_described(runs):
     }
     says(f"{sum(speech):,} real recordings ({speech[0]:,} for training)")
     epochs = {(run.experiment, run.config["rtol"], len(run.epochs)) for run in runs if run.experiment != "flow"}
-    others = {("speech_commands", 1e-5, 24), ("acrobot", 1e-4, 3)}
+    others = {("speech_commands", 1e-5, 24), ("acrobot", 1e-4, 3), ("acrobot", 1e-4, 50)}
     assert epochs == {("speech_commands", *pair) for pair in EPOCHS.items()} | others
     [batch_size] = {run.config["batch_size"] for run in runs if run.experiment == "speech_commands"}
     says(f"batch {batch_size} in place of 1024, {EPOCHS[1e-3]} epochs in place of 200 (at the tightest pair")
@@ -94,7 +94,23 @@ def test_committed_files_name_no_folder_of_a_machine(path):
 
 
 def is_first_seminorm(config):
-    return (config["norm"], config["seed"], config["warm_start"]) == ("seminorm", 0, False)
+    first = dict(norm="seminorm", seed=0, warm_start=False, max_epochs=3)
+    return all(config[name] == value for name, value in first.items())
+
+
+def test_acrobot_over_the_papers_epochs(runs):
+    found = {
+        run.config["norm"]: run
+        for run in runs
+        if (run.experiment, run.config["max_epochs"], len(run.epochs)) == ("acrobot", 50, 50)
+    }
+    default, seminorm = found["default"], found["seminorm"]
+    [nfe] = {f"{backward_nfe(run):,}" for run in (default, seminorm)}
+    says(f"Over the paper's 50 epochs (seed 0) both take {nfe} backward NFE")
+    says(f"end at test losses of {default.test_metrics.loss:.6f} and {seminorm.test_metrics.loss:.6f}")
+    losses = [{entry.epoch: f"{entry.val_metrics.loss:.6f}" for entry in run.history} for run in (default, seminorm)]
+    early, late = (" and ".join(of[epoch] for of in losses) for epoch in (20, 50))
+    says(f"at epoch 20 the validation losses are {early}, at epoch 50 {late}.")
 
 
 def test_the_forward_nfe_hardly_differ(runs):
