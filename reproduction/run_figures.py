@@ -157,6 +157,8 @@ def learning(results: Sequence[Results]) -> Figure:
             _draw_bands(ax, part, f"validation {quantity}", looks)
             for norm, look in looks.items():
                 training = part[part["norm"] == norm].groupby("epoch")[f"train {quantity}"].mean()
+                if training.empty:
+                    continue
                 ax.plot(training.index, training, color=look.color, linestyle=look.linestyle, linewidth=0.6)
             if ax in axes[0]:
                 ax.set_title(_title(tolerances, part))
