@@ -6,20 +6,17 @@ on, so that a figure can be drawn again without weights or data.
 
 import functools
 import importlib
-import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from common import command_line, files, provenance
+from common import command_line, provenance
 from common.config import TrainingConfig
-from common.results import Results, load_all
 from torchadjoint import METHODS
 
 from .control import swing_up
@@ -27,65 +24,9 @@ from .experiments import EXPERIMENTS
 from .flow_samples import measure_images, measure_points
 from .gradients import drivers, gradient_errors, gradient_of, losses, step_errors
 from .integral_errors import integral_errors, set_integrals
-from .runs import identity, load_data, way_of, whole_config
-
-logger = logging.getLogger(__name__)
-
-
-def trained_run(results_dir: str, experiment: str, group: str | None = None) -> tuple[Path, Results]:
-    """The run to take weights from: of the completed ones of a group that have some, the one that saw the most samples.
-
-    Among equals it is the one with the least train loss. FileNotFoundError if there is none.
-    """
-    candidates = [
-        (len(results.epochs) * results.train_metrics.dataset_size, -results.train_metrics.loss, path, results)
-        for path, results in load_all(results_dir).items()
-        if results.experiment == experiment and results.status == "completed" and path.with_suffix(".pt").exists()
-        if group in (None, EXPERIMENTS[experiment].group(whole_config(experiment, results.config)))
-    ]
-    if not candidates:
-        wanted = f"{experiment} on {group}" if group else experiment
-        card = EXPERIMENTS[experiment]
-        options = card.options_of(group or card.measured_groups[0])
-        raise FileNotFoundError(
-            f"No completed run of {wanted} in {results_dir} has its weights (<run>.pt) beside it, as git keeps none: "
-            f"train one for about ten minutes on a CPU by `python {experiment}.py --device cpu --norm seminorm"
-            f"{options} {card.gradients.training} --results-dir {results_dir}`."
-        )
-    return max(candidates)[2:]
-
-
-def check_weights(path: Path, saved: Mapping[str, Any], experiment: str, config: Mapping[str, Any]) -> None:
-    """Refuses, by a ValueError, to add to a file what is measured with weights that were trained by other settings.
-
-    Where they were trained, and with which seed, does not matter.
-    """
-
-    def settings(of: Mapping[str, Any]) -> object:
-        # The solver had another name once, and of other models than the experiments' there are no settings.
-        return identity(experiment, {**of, "solver": "torchadjoint", "seed": None}, None) if of else of
-
-    if "config" in saved and settings(saved["config"]) != settings(config):
-        raise ValueError(
-            f"{path} was measured with the weights of {saved['run']}, which was trained by other settings: "
-            "move it away, or give another results_dir"
-        )
-
-
-def trained_model(experiment: str, config: TrainingConfig, weights: Path) -> nn.Module:
-    """The model of these settings with the weights of this file."""
-    model = importlib.import_module(experiment).build(config)
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    # As in a measurement: what is drawn at random is the same every time.
-    return model.eval()
-
-
-def test_set(experiment: str, config: TrainingConfig, digest: str) -> tuple[Tensor, ...]:
-    """The tensors of the run's test set, on the CPU; a warning goes to the log if its split has another digest."""
-    data = load_data(experiment, config)
-    if data.digest != digest:
-        logger.warning("The data are not those that the weights were trained on: their split is another.")
-    return data.test.tensors
+from .measurements import path_of, save_record
+from .runs import way_of
+from .trained import batch_of, batches_of, trained_run
 
 
 def measure_gradient_errors(
@@ -213,32 +154,8 @@ def measure_samples(
     return (measure_images if config.is_of_images else measure_points)(model, data[0])
 
 
-def batch_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Tensor, ...]:
-    """Samples from all over the test set, as neighbours may be parts of one trajectory."""
-    stride = max(1, len(data[0]) // batch_size)
-    return tuple(tensor[number::stride][:batch_size] for tensor in data)
-
-
-def batches_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> list[tuple[Tensor, ...]]:
-    """So many of them."""
-    return [batch_of(data, batch_size, index) for index in range(number)]
-
-
 def _rounded(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
-
-
-def path_of(results_dir: str, measurement: str, subject: str, group: str | None = None) -> Path:
-    """Where a measurement of an experiment's model, or of another, is saved."""
-    card = EXPERIMENTS.get(subject)
-    name = card.file_name(measurement, group) if card else f"{measurement}-{subject}.json"
-    return Path(results_dir, "diagnostics", name)
-
-
-def save_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a measurement as strict JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, json.dumps(record, allow_nan=False).encode())
 
 
 MEASUREMENTS = {
@@ -286,23 +203,17 @@ def main(options: Options) -> None:
         if not wanted:
             continue
         try:
-            path, results = trained_run(weights_dir, experiment, group)
+            run = trained_run(weights_dir, experiment, group, data_root=options.data_root)
         except FileNotFoundError as error:
             lacking.append(str(error))
             continue
-        settings = results.config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
-        if options.data_root is not None and card.stand_in is not None:
-            settings["data_root"] = options.data_root
-        config = importlib.import_module(experiment).Config(**settings)
-        model = trained_model(experiment, config, path.with_suffix(".pt"))
+        model, data = run.model(), run.test_set()
         # Whatever the run did: what is measured is the norm that it is named after.
         set_integrals(model, "none")
-        data = test_set(experiment, config, results.provenance["split"])
         for measurement in wanted:
-            values = MEASUREMENTS[measurement](experiment, config, model, data)
-            source = {"run": path.relative_to(weights_dir).as_posix(), "config": results.config}
+            values = MEASUREMENTS[measurement](experiment, run.config, model, data)
             target = path_of(options.results_dir, measurement, experiment, group)
-            save_record(target, {**source, "provenance": provenance.describe(torch.device("cpu")), **values})
+            save_record(target, {**run.source(), "provenance": provenance.describe(torch.device("cpu")), **values})
             print(f"Saved {target}", flush=True)
     if lacking:
         sys.exit("\n".join(lacking))

@@ -4,28 +4,25 @@ At equal tolerances a cheaper gradient may just be a coarser one. `fair_saving.p
 saves at the same error.
 """
 
-import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from common import command_line, provenance
-from common.results import Results, load_all
 from flows.continuous import Integrals
 from torchadjoint import Backsolve
 
-from .diagnostics import batch_of, check_weights, path_of, save_record, test_set, trained_model, trained_run
 from .experiments import EXPERIMENTS
 from .fair_saving import COMPARED_AT, name_of
 from .gradients import exact_gradient, gradient_of, relative_error
 from .integral_errors import set_integrals
-from .runs import identity
+from .measurements import check_weights, path_of, save_record
+from .trained import batch_of, trained_seeds
 
 MEASUREMENT = "equal_error"
 
@@ -119,28 +116,6 @@ MEASURED = {
 }
 
 
-def trained_seeds(weights_dir: str, experiment: str) -> dict[Path, Results]:
-    """The run that `trained_run` chooses, and those that differ from it in nothing but the seed, by their paths.
-
-    Of several runs of one seed it is the latest. FileNotFoundError if there is none.
-    """
-    _, chosen = trained_run(weights_dir, experiment, EXPERIMENTS[experiment].measured_groups[0])
-
-    def but_for_seed(results: Results) -> str:
-        return identity(experiment, results.config | {"seed": None}, results.provenance["split"])
-
-    alike = [
-        (path, results)
-        for path, results in load_all(weights_dir).items()
-        if results.experiment == experiment
-        and results.status == "completed"
-        and but_for_seed(results) == but_for_seed(chosen)
-        and path.with_suffix(".pt").exists()
-    ]
-    latest = {results.config["seed"]: path for path, results in sorted(alike, key=lambda run: run[1].start_time)}
-    return {path: results for path, results in alike if path in latest.values()}
-
-
 def measure_batch(measured: Measured, model: nn.Module, batch: tuple[Tensor, ...], loss_function) -> Iterator[dict]:
     """A row for every way and tolerance: evaluations, CPU seconds of the gradient, its relative error."""
     set_integrals(model, "none")
@@ -193,35 +168,30 @@ def main(options: Options) -> None:
 def measure(experiment: str, options: Options) -> None:
     """What the file of this experiment lacks, the first batch of every seed first."""
     measured, path = MEASURED[experiment], path_of(options.results_dir, MEASUREMENT, experiment)
-    runs = trained_seeds(options.weights_dir, experiment)
+    runs = {run.config.seed: run for run in trained_seeds(options.weights_dir, experiment, data_root=options.data_root)}
     saved = json.loads(path.read_bytes()) if path.exists() else {"rows": []}
-    check_weights(path, saved, experiment, next(iter(runs.values())).config)
+    check_weights(path, saved, experiment, next(iter(runs.values())).results.config)
     if saved["rows"] and not _is_of(saved, measured):
         print(f"{path} was measured with other ways, batches or another reference, and is made anew.", flush=True)
         saved = {"rows": []}
     known = {(row["seed"], row["batch"]) for row in saved["rows"]}
-    wanted = [(number, run) for number in range(measured.num_batches) for run in runs]
-    missing = [(number, run) for number, run in wanted if (runs[run].config["seed"], number) not in known]
-    for number, run in missing[: options.limit]:
-        config = runs[run].config
-        settings = config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
-        if options.data_root is not None and "data_root" in EXPERIMENTS[experiment].data_settings:
-            settings["data_root"] = options.data_root
-        used = importlib.import_module(experiment).Config(**settings)
-        model = trained_model(experiment, used, run.with_suffix(".pt"))
-        batch = batch_of(test_set(experiment, used, runs[run].provenance["split"]), measured.batch_size, number)
-        rows = measure_batch(measured, model, batch, EXPERIMENTS[experiment].gradients.loss_function)
+    wanted = [(number, seed) for number in range(measured.num_batches) for seed in runs]
+    missing = [(number, seed) for number, seed in wanted if (seed, number) not in known]
+    for number, seed in missing[: options.limit]:
+        run = runs[seed]
+        batch = batch_of(run.test_set(), measured.batch_size, number)
+        rows = measure_batch(measured, run.model(), batch, EXPERIMENTS[experiment].gradients.loss_function)
         saved = {
-            "run": run.parent.relative_to(options.weights_dir).as_posix(),
-            "config": {name: value for name, value in config.items() if name != "seed"},
+            "run": run.path.parent.relative_to(options.weights_dir).as_posix(),
+            "config": {name: value for name, value in run.results.config.items() if name != "seed"},
             "provenance": provenance.describe(torch.device("cpu")),
             "batch_size": measured.batch_size,
             "reference": measured.reference,
             "judge": measured.judge,
-            "rows": [*saved["rows"], *({"seed": config["seed"], "batch": number, **row} for row in rows)],
+            "rows": [*saved["rows"], *({"seed": seed, "batch": number, **row} for row in rows)],
         }
         save_record(path, saved)
-        print(f"{experiment}: batch {number} of seed {config['seed']} in {path}", flush=True)
+        print(f"{experiment}: batch {number} of seed {seed} in {path}", flush=True)
 
 
 def _is_of(saved: Mapping[str, Any], measured: Measured) -> bool:

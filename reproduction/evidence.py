@@ -15,8 +15,8 @@ import numpy
 
 from common.results import Results, load_all
 
-from .diagnostics import path_of
 from .fair_saving import Cost, Fair, compare
+from .measurements import path_of
 from .runs import whole_config
 from .summary import half_width
 

@@ -22,9 +22,9 @@ from torchadjoint import Attempt
 from torchadjoint.norms import rms_norm
 
 from .collapse import CHOSEN, predicted_saving, saving
-from .diagnostics import check_weights, path_of, save_record
 from .gradients import exact_gradient, gradient_of, relative_error
 from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
+from .measurements import check_weights, path_of, save_record
 
 NORMS = ("default", "per-tensor", "seminorm")
 LOSS_SCALES = (1e-4, 1e-2, 1.0, 1e2, 1e4)

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from common import randomness
 
-from .diagnostics import batch_of, test_set, trained_model, trained_run
 from .experiments import EXPERIMENTS
 from .gradients import gradient_of
+from .trained import batch_of, trained_run
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 MODELS = ("speech_commands", "acrobot", "neural_ode")
@@ -122,24 +122,19 @@ def experiment_subject(experiment: str, weights_dir: str, data_root: str | None)
     Raises:
         FileNotFoundError: if there is none with its weights.
     """
-    module = importlib.import_module(experiment)
-    path, results = trained_run(weights_dir, experiment)
-    settings = results.config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
-    if data_root is not None and "data_root" in EXPERIMENTS[experiment].data_settings:
-        settings["data_root"] = data_root
-    config = module.Config(**settings)
-    data = test_set(experiment, config, results.provenance["split"])
+    run = trained_run(weights_dir, experiment, data_root=data_root)
+    data = run.test_set()
 
     def build(case: Case) -> nn.Module:
         if case.weights == "trained":
-            return trained_model(experiment, config, path.with_suffix(".pt"))
+            return run.model()
+        untrained = importlib.import_module(experiment).build
         if experiment == "speech_commands":
-            return module.build(replace(config, hidden_hidden_channels=case.width))
-        return narrowed(module.build(config), case.width)
+            return untrained(replace(run.config, hidden_hidden_channels=case.width))
+        return narrowed(untrained(run.config), case.width)
 
-    source = {"run": path.relative_to(weights_dir).as_posix(), "config": results.config}
     loss_function = EXPERIMENTS[experiment].gradients.loss_function
-    return Subject(build, lambda batch_size: batch_of(data, batch_size, 0), loss_function, source)
+    return Subject(build, lambda batch_size: batch_of(data, batch_size, 0), loss_function, run.source())
 
 
 def narrowed(model: nn.Module, width: int) -> nn.Module:

@@ -108,3 +108,14 @@ def looks(monkeypatch, caches):
     monkeypatch.setattr(compiling, "make_kernels", lambda graph, examples: graph.forward)
     monkeypatch.setattr(compiling.Compiled, "__call__", spy)
     return calls
+
+
+@pytest.fixture
+def small_networks(monkeypatch):
+    """Of the Symplectic ODE-Net, so that building and saving it takes no time."""
+    import acrobot
+
+    network = acrobot.SoftplusNetwork
+    monkeypatch.setattr(
+        acrobot, "SoftplusNetwork", lambda *widths: network(widths[0], *[9] * (len(widths) - 2), widths[-1])
+    )

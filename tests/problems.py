@@ -225,3 +225,20 @@ def random_walks(batch: int, num_knots: int, num_channels: int, *, seed: int = 0
     walk = random(batch, num_knots, num_channels, seed=seed).cumsum(dim=1)
     time = torch.arange(num_knots, dtype=F64).expand(batch, -1)
     return torch.cat([time.unsqueeze(-1), walk], dim=-1).to(dtype)
+
+
+class Model(nn.Module):
+    """A field, solved from its input to t = 2: what an experiment's model looks like. Its user sets `solve`."""
+
+    def __init__(self, field):
+        super().__init__()
+        self.field = field
+
+    def forward(self, y0):
+        solution = self.solve(self.field, y0, torch.tensor([0.0, 2.0], dtype=y0.dtype))
+        return solution.y[-1], solution.statistics
+
+
+def squares(prediction: Tensor, target: Tensor) -> Tensor:
+    """A loss that has a gradient everywhere."""
+    return prediction.square().sum()

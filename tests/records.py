@@ -1,9 +1,10 @@
 """Made-up results of runs, for the tests of what is made from results."""
 
 import dataclasses
+import importlib
 
 from common.provenance import Provenance
-from common.results import Epoch, HistoryEntry, Metrics, Results, read_as
+from common.results import Epoch, HistoryEntry, Metrics, Results, read_as, save
 from reproduction.runs import Run
 from reproduction.status import Status
 from reproduction.summary import collect
@@ -42,6 +43,7 @@ def result(run, nfe, *, accuracy=0.9, loss=0.5, cpu_seconds=(5.0, 6.0), split="a
         parameters=3,
         history=[HistoryEntry(epoch=2, train_metrics=metrics, val_metrics=metrics)],
         train_metrics=metrics,
+        val_metrics=metrics,
         test_metrics=metrics,
         experiment=run.experiment,
         config={**dataclasses.asdict(run.config), **(config or {})},
@@ -61,3 +63,13 @@ def three_seeds():
     costs = {"default": (100, 200, 300), "per-tensor": (200, 600, 600), "seminorm": (50, 150, 150)}
     runs = [(speech(norm, seed), cost) for norm in costs for seed, cost in enumerate(costs[norm])]
     return [(run, result(run, cost, accuracy=0.9 + 0.02 * run.config.seed)) for run, cost in runs]
+
+
+def saved_run(folder, experiment="acrobot", **changes):
+    """The file of a run with few weights, which are beside it; `changes` as for its settings and for `result`."""
+    of_result = {name: changes.pop(name) for name in ("loss", "status", "start_time") if name in changes}
+    run = Run(experiment, {"norm": "seminorm", "batch_size": 8, **changes}, "all")
+    model = importlib.import_module(experiment).build(run.config)
+    directory = folder / experiment / "seminorm"
+    directory.mkdir(parents=True, exist_ok=True)
+    return save(result(run, 10, model=model, **of_result), directory)

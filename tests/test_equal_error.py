@@ -1,21 +1,25 @@
 """What is saved at the same error of the gradient, on curves whose answer is known."""
 
+import dataclasses
 import itertools
+import json
 import math
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
-from problems import Network, random
-from test_diagnostics import Model, squares
+from problems import Model, Network, random, squares
+from records import saved_run
 
 import flow
 from reproduction import equal_error, gradients, law_figures
 from reproduction.equal_error import MEASURED, Measured, Way, measure_batch
 from reproduction.fair_saving import COMPARED_AT, compare, cost_at, name_of
 from reproduction.gradients import gradient_of
+from reproduction.measurements import path_of
 from reproduction.summary import half_width
+from reproduction.trained import TrainedRun
 
 
 def row(adjoint, rtol, nfe, error, *, batch=0, seed=0, method="dopri5"):
@@ -171,3 +175,34 @@ def test_the_reference_is_two_decades_tighter_and_every_tolerance_has_its_defaul
     assert (first.adjoint, first.method) == ("default", "dopri5")
     assert all(set(way.rtols) <= set(first.rtols) for way in measured.ways)
     assert set(COMPARED_AT[experiment]) <= set(first.rtols)
+
+
+def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_reference(
+    tmp_path, small_networks, monkeypatch
+):
+    def measure(**changes):
+        equal_error.main(dataclasses.replace(options, **changes))
+        return json.loads(path_of(str(tmp_path), "equal_error", "acrobot").read_bytes())["rows"]
+
+    for seed in (0, 1):
+        saved_run(tmp_path, seed=seed)
+    monkeypatch.setattr(TrainedRun, "test_set", lambda self: (random(40, 8, 8, dtype=torch.float32),))
+    ways = (Way("default", "dopri5", (1e-2,)),)
+    few = Measured(ways, batch_size=4, num_batches=2, atol_over_rtol=1.0, reference=(1e-5, 1e-5), judge=(1e-5, 1e-5))
+    monkeypatch.setitem(MEASURED, "acrobot", few)
+    options = equal_error.Options(str(tmp_path), str(tmp_path), experiments=("acrobot",))
+    first = measure(limit=3)
+    assert [(row["seed"], row["batch"]) for row in first] == [(0, 0), (1, 0), (0, 1)]
+    whole = measure()
+    assert whole[:3] == first
+    assert len(whole) == 4
+    monkeypatch.setitem(MEASURED, "acrobot", dataclasses.replace(few, judge=(1e-6, 1e-6)))
+    assert len(measure(limit=1)) == 1
+    assert len(measure()) == 4
+    saved_run(tmp_path, loss=0.005, start_time=4.0, resume=True)
+    measure()  # the same settings
+    saved_run(tmp_path, loss=0.001, max_epochs=7, start_time=5.0)
+    with pytest.raises(
+        ValueError, match="was measured with the weights of acrobot/seminorm, which was trained by other"
+    ):
+        measure()

@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from problems import Network, random
-from test_diagnostics import squares
+from problems import Network, random, squares
 from torch import nn
 
 import acrobot
