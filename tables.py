@@ -38,7 +38,7 @@ class Selection(command_line.Paths):
     """Which runs a command is about."""
 
     preset: tyro.conf.Positional[Literal[tuple(PRESETS)]]
-    """Quick: minutes on a CPU, reproduces no figure. Cpu: hours, reduced. Paper: everything as published."""
+    """Quick: minutes on a CPU, reproduces no figure. Cpu: a day or two, reduced. Paper: everything as published."""
     experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
     """Which experiments."""
     seeds: int | None = None

@@ -155,7 +155,7 @@ def quick(data_root: str | None) -> list[Block]:
 
 
 def cpu(data_root: str | None) -> list[Block]:
-    """Hours on a CPU, reduced: a folder of some of the recordings, smaller batches, fewer epochs."""
+    """A day or two of one core, reduced: a folder of some of the recordings, smaller batches, fewer epochs."""
     speech = dict(data_root=data_root, batch_size=128, metric_interval=2)
     loose, tighter, tightest = (dict(rtol=rtol, atol=atol, max_epochs=24, **speech) for rtol, atol in TOLERANCES)
     norms = _norms("default", "per-tensor", "seminorm")

@@ -142,7 +142,7 @@ def test_savings(runs):
         for rtol in TOLERANCES
     ]
     batch_size = diagnosis("gradient_errors", "speech_commands")["batch_size"]
-    where = f"in the measurement below (trained, batch {batch_size})"
+    where = f"in the measurement below (trained, batch {batch_size};"
     says(f"The saving is {span(in_training)} in the table, {span(measured)} {where}")
     by_then = [after_eight_epochs(runs, rtol) for rtol in TOLERANCES[:2]]
     says("at 1e-3 the three seeds save {:.0f} % in the mean by then, at 1e-4 {:.0f} %.".format(*by_then))

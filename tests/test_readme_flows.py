@@ -56,9 +56,10 @@ def test_the_trained_flows():
     of_digits = {norm: share(way(norm, data="digits")) for norm in ("seminorm", "discrete")}
     assert of_digits["seminorm"].num == 2
     assert abs(of_digits["seminorm"].value) < 0.005
-    spirals, gaussians = (100 * share(way("seminorm", data=data)).value for data in ("2spirals", "8gaussians"))
-    says(f"Of 2spirals it saves {spirals:.0f} %, of 8gaussians {gaussians:.0f} %.")
-    says("In flows of digits it saves nothing (two seeds).")
-    of_toys = [share(way("discrete", data=data)) for data in ("checkerboard", "2spirals", "8gaussians")]
-    shares = [f"{100 * found.value:.0f}" for found in (*of_toys, of_digits["discrete"])]
-    says(f"`discrete` saves {', '.join(shares[:-1])} and {shares[-1]} % in these four.")
+    spirals, gaussians = (saved(way("seminorm", data=data)) for data in ("2spirals", "8gaussians"))
+    says(f"On 2spirals it saves {spirals}, on 8gaussians {gaussians}.")
+    says("On digits it saves nothing (two seeds).")
+    shares = {data: share(way("discrete", data=data)) for data in ("checkerboard", "2spirals", "8gaussians")}
+    shares["digits"] = of_digits["discrete"]
+    *first, last = (f"{100 * found.value:.0f} % on {data}" for data, found in shares.items())
+    says(f"`discrete` saves {', '.join(first)} and {last}.")
