@@ -79,7 +79,7 @@ def read_as(kind: Any, value: Any, name: str = "it", limits: Mapping[str, Any] =
         if len(others) == 1:
             return read_as(others[0], value, name, limits)
         if type(value) in arguments:
-            return value
+            return read_as(type(value), value, name, limits)
     elif origin is Literal:
         if type(value) is str and value in arguments:
             return value

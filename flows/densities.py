@@ -123,7 +123,7 @@ class ImageDensity(_Density):
         dtype = next(self.parameters()).dtype
         x = dequantise(levels, self.draws.uniform("dequantisation", levels), self.num_levels).to(dtype)
         y, log_density = logit(x)
-        flows = iter(range(1 + sum(map(len, self.flows.scales))))
+        flows = iter(range(sum(map(len, self.flows.scales))))
         noise, log_determinant, statistics = self.flows(y, lambda x: self.probe(x, next(flows)), self.solve)
         log_density = log_density + log_determinant + log_normal(*noise)
         return bits_per_dim(log_density, self.num_dims, self.num_levels), statistics

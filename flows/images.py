@@ -73,7 +73,7 @@ class Multiscale(nn.Module):
     def __init__(self, shape: tuple[int, int, int], width: int, integrals: Integrals = "none"):
         super().__init__()
         channels, *sides = shape
-        num_scales = 1 + int(math.log2(max(1, min(sides)) / SMALLEST_SIDE)) if min(sides) >= SMALLEST_SIDE else 0
+        num_scales = 1 + int(math.log2(min(sides) / SMALLEST_SIDE)) if min(sides) >= SMALLEST_SIDE else 0
         if num_scales == 0 or any(side % 2 ** (num_scales - 1) for side in sides):
             raise ValueError(
                 f"the images are of {sides[0]} x {sides[1]} pixels, but the flow's scales need sides of at least "

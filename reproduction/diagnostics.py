@@ -85,7 +85,7 @@ def measure_step_errors(
 ) -> dict[str, Any]:
     """See `step_errors` and `drivers`; on a batch as large as the run's, since the mean over a batch scales a_z."""
     setting = EXPERIMENTS[experiment].gradients
-    batch = batch_of(data, config.batch_size, 0)
+    batch = batch_of(data, min(config.batch_size, len(data[0])), 0)
     observe = functools.partial(step_errors, model, batch, setting.loss_function)
     own = dict(rtol=config.rtol, atol=config.atol)
     steps = {}

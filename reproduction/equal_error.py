@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common import command_line, provenance
 from flows.continuous import Integrals
-from torchadjoint import Backsolve
+from torchadjoint import Backsolve, arguments
 
 from .experiments import EXPERIMENTS
 from .fair_saving import COMPARED_AT, name_of
@@ -156,7 +156,12 @@ class Options(command_line.Paths):
     experiments: tuple[Literal[tuple(MEASURED)], ...] = tuple(MEASURED)
     """Which experiments."""
     limit: int | None = None
-    """How many batches to measure at most; a later call measures the others."""
+    """How many batches to measure at most, of all seeds together; a later call measures the others."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.limit is not None:
+            arguments.whole_number("limit", self.limit)
 
 
 def main(options: Options) -> None:
@@ -196,8 +201,10 @@ def measure(experiment: str, options: Options) -> None:
 
 def _is_of(saved: Mapping[str, Any], measured: Measured) -> bool:
     """Whether a file was measured as this is."""
-    ways = {(name_of(row), row["rtol"]) for row in saved["rows"]}
-    wanted = {(name_of(way.settings()), rtol) for way in measured.ways for rtol in way.rtols}
+    ways = {(name_of(row), row["rtol"], row["atol"]) for row in saved["rows"]}
+    wanted = {
+        (name_of(way.settings()), rtol, rtol * measured.atol_over_rtol) for way in measured.ways for rtol in way.rtols
+    }
     exact = [tuple(saved.get(name, ())) for name in ("reference", "judge")]
     return ways == wanted and [*exact, saved["batch_size"]] == [measured.reference, measured.judge, measured.batch_size]
 

@@ -18,7 +18,7 @@ from common.results import Results, load_all
 from .fair_saving import Cost, Fair, compare
 from .measurements import path_of
 from .runs import whole_config
-from .summary import half_width
+from .summary import clock_of, half_width, seconds
 
 NAMED = ("rtol", "atol", "norm", "method", "warm_start", "integrals")
 """Settings that a comparison names."""
@@ -113,7 +113,9 @@ class Evidence:
                 continue
             others = {name: value for name, value in config.items() if name not in (*PAIRED, *INCIDENTAL)}
             key = (len(run.epochs), config["seed"], json.dumps(others, sort_keys=True), run.provenance["split"])
-            found[key] = path
+            # As in the tables, the latest results of a run count.
+            if key not in found or run.start_time > self.runs[found[key]].start_time:
+                found[key] = path
         return found
 
     def compared(
@@ -121,11 +123,12 @@ class Evidence:
     ) -> Finding | None:
         """The share of the baseline's quantity that the way saves, or the way's minus the baseline's, over pairs.
 
-        Seconds are compared on equal devices only.
+        Seconds are compared on equal devices and by the same clock only.
         """
         pairs = self.pairs(way, baseline)
         if quantity is seconds:
-            pairs = [pair for pair in pairs if len({self.runs[run].provenance["device_name"] for run in pair}) == 1]
+            clocks = {run: (self.runs[run].provenance["device_name"], clock_of(self.runs[run])) for run in self.runs}
+            pairs = [(mine, theirs) for mine, theirs in pairs if clocks[mine] == clocks[theirs]]
         values = []
         for path, other in pairs:
             mine, theirs = quantity(self.runs[path]), quantity(self.runs[other])
@@ -157,11 +160,6 @@ class Evidence:
 def backward_nfe(run: Results) -> float:
     """Of all training steps."""
     return sum(epoch.backward_nfe for epoch in run.epochs)
-
-
-def seconds(run: Results) -> float:
-    """CPU seconds of all training steps; those by the clock in files without CPU seconds."""
-    return sum(epoch.seconds if epoch.cpu_seconds is None else epoch.cpu_seconds for epoch in run.epochs)
 
 
 def accuracy(run: Results) -> float:

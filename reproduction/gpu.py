@@ -29,6 +29,7 @@ from common import command_line, files, provenance
 from torchadjoint import arguments
 
 from .experiments import EXPERIMENTS
+from .gradients import relative_error
 from .runs import load_data
 from .typesetting import Table
 
@@ -123,7 +124,7 @@ def gradient_steps(experiment: str, config, num_rounds: int) -> list[dict[str, s
             "backward_nfe": counted.backward.nfe,
             "milliseconds": statistics.median(milliseconds[name]),
             "mebibytes": mebibytes,
-            "difference": ((gradient - exact).norm() / exact.norm()).item(),
+            "difference": relative_error(gradient, exact),
         }
         for name, (gradient, counted, mebibytes) in found.items()
     ]

@@ -45,12 +45,16 @@ def exact_gradient(
     tighter ones, those of `judge`.
     """
     exact_model = copy.deepcopy(model).double()
-    exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
     exact, other = (
-        gradient_of(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol, adjoint=adjoint)[0]
+        gradient_of(exact_model, doubled(batch), loss_function, rtol=rtol, atol=atol, adjoint=adjoint)[0]
         for adjoint, (rtol, atol) in (("seminorm", reference), ("discrete", judge or reference))
     )
     return exact, relative_error(other, exact)
+
+
+def doubled(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The batch in float64; whole numbers, such as labels, stay."""
+    return tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
 
 
 def relative_error(gradient: Tensor, exact: Tensor) -> float:

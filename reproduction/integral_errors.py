@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flows.continuous import ContinuousFlow, Integrals
 
-from .gradients import gradient_of
+from .gradients import doubled, gradient_of, relative_error
 
 
 def integral_errors(
@@ -29,8 +29,7 @@ def integral_errors(
     rows = []
     for number, batch in enumerate(batches):
         rtol, atol = reference
-        exact_batch = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
-        exact, exact_losses, _ = _step(exact_model, exact_batch, loss_function, rtol=rtol, atol=atol)
+        exact, exact_losses, _ = _step(exact_model, doubled(batch), loss_function, rtol=rtol, atol=atol)
         for rtol, atol in tolerances:
             for way in get_args(Integrals):
                 set_integrals(model, way)
@@ -43,7 +42,7 @@ def integral_errors(
                         "integrals": way,
                         "forward_nfe": counted.forward.nfe,
                         "backward_nfe": counted.backward.nfe,
-                        "error": ((gradient - exact).norm() / exact.norm()).item(),
+                        "error": relative_error(gradient, exact),
                         "likelihood_error": (losses - exact_losses).abs().mean().item(),
                     }
                 )

@@ -121,12 +121,17 @@ def experiment_subject(experiment: str, weights_dir: str, data_root: str | None)
 
     Raises:
         FileNotFoundError: if there is none with its weights.
+        ValueError: from `build`, if a trained case has another width than the run's.
     """
     run = trained_run(weights_dir, experiment, data_root=data_root)
     data = run.test_set()
 
     def build(case: Case) -> nn.Module:
         if case.weights == "trained":
+            if getattr(run.config, "hidden_hidden_channels", case.width) != case.width:
+                raise ValueError(
+                    f"{run.path} has no weights of width {case.width}: train without --hidden-hidden-channels"
+                )
             return run.model()
         untrained = importlib.import_module(experiment).build
         if experiment == "speech_commands":

@@ -6,6 +6,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
 import numpy
 import pandas
@@ -77,10 +78,20 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
     return collected.iloc[collected.groupby(CONDITION, sort=False).ngroup().argsort(kind="stable")]
 
 
+def clock_of(result: Results) -> Literal["CPU", "wall"]:
+    """The clock of the seconds of a run's training steps: of the process on all cores, or of the wall."""
+    on_cpu = result.config["device"] == "cpu"
+    return "CPU" if on_cpu and all(epoch.cpu_seconds is not None for epoch in result.epochs) else "wall"
+
+
+def seconds(result: Results) -> float:
+    """Of all training steps, by that clock."""
+    clock = clock_of(result)
+    return sum(epoch.cpu_seconds if clock == "CPU" else epoch.seconds for epoch in result.epochs)
+
+
 def _measured(result: Results) -> dict[str, float | str | None]:
-    epochs, test, on_cpu = result.epochs, result.test_metrics, result.config["device"] == "cpu"
-    clock = "CPU" if on_cpu and all(epoch.cpu_seconds is not None for epoch in epochs) else "wall"
-    seconds = sum(epoch.cpu_seconds if clock == "CPU" else epoch.seconds for epoch in epochs)
+    epochs, test = result.epochs, result.test_metrics
     return {
         "epochs": len(epochs),
         **{name: test.get(name) for name in MEASURES},
@@ -88,10 +99,10 @@ def _measured(result: Results) -> dict[str, float | str | None]:
         "backward_nfe": sum(epoch.backward_nfe for epoch in epochs),
         "forward_nfe": sum(epoch.forward_nfe for epoch in epochs),
         "test_backward_nfe": test.backward_nfe,
-        "seconds": seconds,
-        "epoch_seconds": seconds / len(epochs),
+        "seconds": seconds(result),
+        "epoch_seconds": seconds(result) / len(epochs),
         "memory": result.memory_usage,
-        "clock": clock,
+        "clock": clock_of(result),
         "split": result.provenance["split"],
         "training_samples": result.train_metrics.dataset_size,
         "batch_size": result.config["batch_size"],

@@ -113,8 +113,16 @@ def _with_weights(weights_dir: str, experiment: str) -> dict[Path, Results]:
 
 
 def batch_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Tensor, ...]:
-    """Samples from all over the test set, as neighbours may be parts of one trajectory."""
-    stride = max(1, len(data[0]) // batch_size)
+    """Samples from all over the test set, as neighbours may be parts of one trajectory.
+
+    Batches of other numbers share no sample with it. ValueError if there are too few samples for that.
+    """
+    stride = len(data[0]) // batch_size
+    if number >= stride:
+        raise ValueError(
+            f"the test set has {len(data[0])} samples, too few for {number + 1} batches of {batch_size}: "
+            "take weights of a run with more data"
+        )
     return tuple(tensor[number::stride][:batch_size] for tensor in data)
 
 
