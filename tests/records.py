@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 
 from common.provenance import Provenance
 from common.results import Epoch, HistoryEntry, Metrics, Results, read_as, save
@@ -73,3 +74,10 @@ def saved_run(folder, experiment="acrobot", **changes):
     directory = folder / experiment / "seminorm"
     directory.mkdir(parents=True, exist_ok=True)
     return save(result(run, 10, model=model, **of_result), directory)
+
+
+def rewrite(path, change):
+    """Changes the record in a file, in place."""
+    record = json.loads(path.read_bytes())
+    change(record)
+    path.write_text(json.dumps(record))

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import Line, constant_loss, make_config, make_data, run, squared_error, without_clock
+from test_training import Config, Line, constant_loss, make_config, make_data, run, squared_error, without_clock
 
 from common import measuring, training
 from common.checkpoint import Checkpoint
@@ -328,3 +328,40 @@ def test_the_same_seed_gives_the_same_file_alone_or_after_others(tmp_path):
     run(make_config(tmp_path / "other", seed=9))
     first, second = (without_clock(run(make_config(tmp_path / name, seed=3))) for name in ("first", "second"))
     assert first == second
+
+
+def test_where_the_data_lie_does_not_matter(tmp_path, whole):
+    @dataclass(frozen=True)
+    class Moved(Config):
+        data_root: str = field(default="there", kw_only=True, metadata={"condition": False})
+        """Where the data lie."""
+
+    config = Moved("cpu", True, results_dir=tmp_path / "resumed")
+    with pytest.raises(Interrupted):
+        run(config, model=model_of(send(signal.SIGINT)))
+    run(replace(config, data_root="elsewhere", resume=True), model=model_of())
+    assert learnt(tmp_path / "resumed") == whole
+
+
+def test_a_signal_when_all_is_done_leaves_a_completed_run(tmp_path, monkeypatch, whole):
+    save = training._save
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "_save", save_and_stop)
+    with pytest.raises(Interrupted, match="complete and saved"):
+        run(make_config(tmp_path / "done"), model=model_of())
+    assert learnt(tmp_path / "done") == whole
+    assert not checkpoints(tmp_path / "done")
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, whole):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run(make_config(tmp_path / "ignored"), model=model_of(send(signal.SIGINT)))
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert learnt(tmp_path / "ignored") == whole

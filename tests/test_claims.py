@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from records import rewrite
 
 import tables
 from reproduction.claim_list import claims
@@ -124,12 +125,6 @@ def copied(tmp_path):
     return tmp_path / "reference"
 
 
-def change(path, rewrite):
-    record = json.loads(path.read_bytes())
-    rewrite(record)
-    path.write_text(json.dumps(record))
-
-
 def multiply_backward_nfe(record, factor):
     for epoch in record["epochs"]:
         epoch["backward_nfe"] = round(factor * epoch["backward_nfe"])
@@ -139,7 +134,7 @@ def multiply_backward_nfe(record, factor):
 def test_a_verdict_changes_with_the_results(copied, factor, expected):
     runs = sorted((copied / "speech_commands" / SEMINORM).glob("*.json"))
     for path in runs:
-        change(path, lambda record: multiply_backward_nfe(record, factor))
+        rewrite(path, lambda record: multiply_backward_nfe(record, factor))
     found, number = verdict(copied)
     assert (found, number.num) == (expected, len(runs))
     assert {path.relative_to(copied).parts[1].split("-")[0] for path in number.files} == {"default", "seminorm"}
@@ -167,8 +162,8 @@ def test_runs_of_other_seeds_data_or_epochs_are_no_pairs(copied):
     def fewer_epochs(record):
         record["epochs"], record["history"] = record["epochs"][:2], record["history"][:1]
 
-    for path, rewrite in zip(runs, (other_seed, other_data, fewer_epochs), strict=True):
-        change(path, rewrite)
+    for path, change in zip(runs, (other_seed, other_data, fewer_epochs), strict=True):
+        rewrite(path, change)
     assert verdict(copied) == ("not testable here", None)
 
 
@@ -181,7 +176,7 @@ def test_of_several_numbers_of_epochs_the_most_count(copied):
         short = folder.with_name(f"{folder.name}-short")
         shutil.copytree(folder, short)
         for path in short.glob("*.json"):
-            change(path, fewer_epochs)
+            rewrite(path, fewer_epochs)
     _, number = verdict(copied)
     assert (number.num, {path.parent.name.endswith("short") for path in number.files}) == (3, {False})
     assert "24 epochs" in number.note
@@ -197,7 +192,7 @@ def test_of_several_numbers_of_epochs_that_with_more_pairs_counts(copied):
         def more_epochs(record):
             record["epochs"] += [epoch | {"epoch": 24 + epoch["epoch"]} for epoch in record["epochs"]]
 
-        change(longer / "0.json", more_epochs)
+        rewrite(longer / "0.json", more_epochs)
     _, number = verdict(copied)
     assert (number.num, "24 epochs" in number.note) == (3, True)
 
@@ -215,3 +210,36 @@ def test_the_files_behind_a_claim_are_there():
     for claim in claims():
         _, number = claim.verdict(evidence)
         assert number is None or (number.files and all(path.exists() for path in number.files)), claim.text
+
+
+def test_runs_that_did_not_complete_do_not_count(copied):
+    path = copied / "speech_commands" / SEMINORM / "0.json"
+    rewrite(path, lambda record: record.update(status="interrupted"))
+    assert verdict(copied)[1].num == 2
+
+
+@pytest.mark.parametrize("later", [1.0, -1.0])
+def test_of_several_results_of_a_run_the_latest_count(copied, later):
+    first = copied / "speech_commands" / SEMINORM / "0.json"
+    again = first.with_name("3.json")
+    shutil.copy(first, again)
+    rewrite(again, lambda record: record.update(start_time=record["start_time"] + later))
+    _, number = verdict(copied)
+    assert number.num == 3
+    assert (again in number.files, first in number.files) == (later > 0, later < 0)
+
+
+def test_seconds_by_two_clocks_are_not_compared(copied):
+    [claim] = [claim for claim in claims() if claim.text == FASTER]
+    assert claim.verdict(Evidence.of(str(copied)))[1].num == 3
+
+    def forget_the_cpus_clock(record):
+        for epoch in record["epochs"]:
+            epoch["cpu_seconds"] = None
+
+    [path] = (copied / "speech_commands").glob("seminorm-0-0001-*/1.json")
+    rewrite(path, forget_the_cpus_clock)
+    assert claim.verdict(Evidence.of(str(copied)))[1].num == 2
+
+
+FASTER = "Training takes less time with the seminorm on Speech Commands at 1e-4, 1e-7"

@@ -162,3 +162,55 @@ def test_parts_share_no_sample_and_are_drawn_from_all_over():
     parts = flow._split(torch.arange(1000), "digits")
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(1000))
     assert all(400 < part.double().mean() < 600 for part in parts)
+
+
+def test_two_spirals_wind_outwards_and_lie_opposite_each_other():
+    found = points("2spirals")
+    radius = 3 * found.norm(dim=1)
+    # Along an arm the angle falls as the radius grows; of the other arm it is off by half a turn.
+    off = (torch.atan2(found[:, 1], -found[:, 0]) - radius + math.pi / 2) % math.pi - math.pi / 2
+    assert off[radius > 6].abs().median() < 0.35  # of noise; of angles at random it is a quarter of pi
+    # Uniform in area: half of the points lie beyond the largest radius over sqrt(2).
+    assert (radius > 3 * math.pi / 2**0.5).double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert radius.quantile(0.99) == pytest.approx(3 * math.pi, abs=0.7)
+
+
+def test_a_pinwheel_has_five_arms_around_radius_two():
+    found = points("pinwheel")
+    radius = found.norm(dim=1) / 2
+    assert radius.mean().item() == pytest.approx(1, abs=0.02)
+    assert radius.std().item() == pytest.approx(0.3, abs=0.02)
+    turned = torch.atan2(found[:, 1], found[:, 0]) - 0.25 * radius.exp()
+    off = (turned + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5
+    assert off[radius > 0.8].std() < 0.15
+
+
+def test_moons_are_two_half_circles():
+    found = (points("moons") + torch.tensor([1.0, 0.2])) / 2
+    distances = [(found - centre).norm(dim=1) for centre in (torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.5]))]
+    halves = [found[:, 1] > -0.3, found[:, 1] < 0.8]
+    near = [(distance - 1).abs() < 0.35 for distance in distances]
+    on = [is_near & half for is_near, half in zip(near, halves, strict=True)]
+    assert (on[0] | on[1]).double().mean() > 0.99
+    assert [on_one.double().mean().item() > 0.45 for on_one in on] == [True, True]
+    assert found.mean(dim=0).tolist() == pytest.approx([0.5, 0.25], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_images_of_torchvision_stay_upright_and_are_drawn_from_all_over(monkeypatch, tmp_path, name):
+    channels, height, width = SHAPES[name]
+
+    def make(root, *, train, download):
+        number = 60 if train else 10
+        images = torch.arange(number * height * width * channels).reshape(number, height, width, channels)
+        return types.SimpleNamespace(data=images.squeeze(-1) if name == "mnist" else images.numpy())
+
+    fake_torchvision(monkeypatch, make)
+    monkeypatch.setattr(flow, "NUM_VALIDATION", 20)
+    data = load(data=name, data_root=tmp_path, **OPTIONS)
+    train, val, test = (part.tensors[0] for part in (data.train, data.val, data.test))
+    raw = torch.arange(10 * height * width * channels).reshape(10, height, width, channels)
+    assert torch.equal(test.permute(0, 2, 3, 1), raw)
+    numbers = torch.cat([train, val])[:, 0, 0, 0] // (height * width * channels)
+    assert sorted(numbers.tolist()) == list(range(60))
+    assert numbers[:40].tolist() != list(range(40))

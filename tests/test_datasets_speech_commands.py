@@ -424,3 +424,10 @@ def test_real_recordings(tmp_path, caplog):
     paths, labels = whole(data.test)
     assert torch.isfinite(paths).all()
     assert labels.bincount(minlength=10).min() > 0
+
+
+def test_clips_are_transformed_in_chunks_and_stay_in_order(sample, monkeypatch):
+    files = [clips(sample, word)[0] for word in WORDS[:7]]
+    alone = [speech_commands._coefficients([file])["coefficients"] for file in files]
+    monkeypatch.setattr(speech_commands, "CHUNK_SIZE", 3)
+    torch.testing.assert_close(speech_commands._coefficients(files)["coefficients"], torch.cat(alone))

@@ -20,6 +20,7 @@ from reproduction.gradients import gradient_of
 from reproduction.measurements import path_of
 from reproduction.summary import half_width
 from reproduction.trained import TrainedRun
+from torchadjoint import Backsolve
 
 
 def row(adjoint, rtol, nfe, error, *, batch=0, seed=0, method="dopri5"):
@@ -133,9 +134,20 @@ def test_every_way_is_measured_at_every_tolerance(monkeypatch):
         num_batches=1,
         atol_over_rtol=0.1,
         reference=(1e-9, 1e-9),
-        judge=(1e-9, 1e-9),
+        judge=(1e-10, 1e-10),
     )
-    rows = list(measure_batch(measured, Model(Network(width=32)), (random(4, 3),), squares))
+    solved = []
+
+    def spy(*arguments, adjoint, method, **options):
+        solved.append((adjoint, method))
+        return gradient_of(*arguments, adjoint=adjoint, method=method, **options)
+
+    monkeypatch.setattr(equal_error, "gradient_of", spy)
+    model, batch = Model(Network(width=32)), (random(4, 3),)
+    rows = list(measure_batch(measured, model, batch, squares))
+    assert solved == [*2 * [("default", "dopri5")], (Backsolve("seminorm", warm_start=True), "bosh3")]
+    _, judged = gradients.exact_gradient(model, batch, squares, measured.reference, measured.judge)
+    assert {row["reference_error"] for row in rows} == {judged}
     assert [(row["adjoint"], row["method"], row["warm_start"], row["rtol"]) for row in rows] == [
         ("default", "dopri5", False, 1e-2),
         ("default", "dopri5", False, 1e-4),
@@ -195,10 +207,11 @@ def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_refere
     assert [(row["seed"], row["batch"]) for row in first] == [(0, 0), (1, 0), (0, 1)]
     whole = measure()
     assert whole[:3] == first
-    assert len(whole) == 4
-    monkeypatch.setitem(MEASURED, "acrobot", dataclasses.replace(few, judge=(1e-6, 1e-6)))
-    assert len(measure(limit=1)) == 1
-    assert len(measure()) == 4
+    assert len({row["error"] for row in whole}) == 4, "each is of weights and samples of its own"
+    for changes in (dict(judge=(1e-6, 1e-6)), dict(atol_over_rtol=0.1)):
+        monkeypatch.setitem(MEASURED, "acrobot", dataclasses.replace(few, **changes))
+        assert len(measure(limit=1)) == 1
+        assert len(measure()) == 4
     saved_run(tmp_path, loss=0.005, start_time=4.0, resume=True)
     measure()  # the same settings
     saved_run(tmp_path, loss=0.001, max_epochs=7, start_time=5.0)
@@ -206,3 +219,9 @@ def test_equal_error_goes_on_where_it_stopped_and_starts_anew_for_another_refere
         ValueError, match="was measured with the weights of acrobot/seminorm, which was trained by other"
     ):
         measure()
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_is_at_least_one(limit):
+    with pytest.raises(ValueError, match="limit"):
+        equal_error.Options(limit=limit)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 import acrobot
+import flow
 import speech_commands
 from common import command_line
 from common.errors import TrainingFailed
@@ -46,11 +48,7 @@ def small_speech(tmp_path, sounds):
 
 
 @pytest.fixture
-def small_acrobot(tmp_path, monkeypatch):
-    network = acrobot.SoftplusNetwork
-    monkeypatch.setattr(
-        acrobot, "SoftplusNetwork", lambda *widths: network(widths[0], *[9] * (len(widths) - 2), widths[-1])
-    )
+def small_acrobot(tmp_path, small_networks):
     return dict(num_trajectories=7, batch_size=900, max_epochs=1, results_dir=tmp_path / "results")
 
 
@@ -101,6 +99,9 @@ def test_speech_commands_end_to_end(small_speech):
     num_right = sum((results.model(x)[0].argmax(dim=-1) == labels).sum().item() for x, labels in batches)
     assert num_right > 0
     assert results.train_metrics.accuracy == num_right / batches.dataset_size
+    [(x, labels)] = results.test_dataloader
+    loss = functional.cross_entropy(results.model(x)[0], labels).item()
+    assert results.test_metrics.loss == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("experiment", [acrobot, speech_commands])
@@ -116,6 +117,28 @@ def test_a_seed_draws_the_weights_and_the_order(experiment, small_acrobot, small
     assert order != another
 
 
+@pytest.mark.parametrize(
+    ("experiment", "settings"),
+    [
+        (acrobot, dict(torque="consistent", num_trajectories=5)),
+        (speech_commands, dict(split="official", data_root="there")),
+        (flow, dict(data="mnist", data_root="there")),
+    ],
+    ids=["acrobot", "speech_commands", "flow"],
+)
+def test_the_data_are_those_that_the_settings_name(experiment, settings, monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(**options):
+        assert {name: options[name] for name in settings} == settings
+        raise Loaded
+
+    monkeypatch.setattr(experiment.dataset, "load", load)
+    with pytest.raises(Loaded):
+        experiment.main("cpu", True, **settings)
+
+
 def test_acrobot_end_to_end(small_acrobot):
     results = acrobot.main(torch.device("cpu"), False, **small_acrobot)
     assert list(results.keys())[: len(PUBLISHED_NAMES)] == PUBLISHED_NAMES
@@ -124,6 +147,9 @@ def test_acrobot_end_to_end(small_acrobot):
     assert results.config["norm"] == "default"
     # Seven times between eight points, and for each a start of two evaluations and a step of six at least.
     assert results.epochs[0].backward_nfe >= 7 * 8
+    [(windows,)] = results.test_dataloader
+    loss = functional.mse_loss(results.model(windows)[0], windows).item()
+    assert results.test_metrics.loss == pytest.approx(loss, rel=1e-5)
     (path,) = saved(small_acrobot)
     assert load(path).history == results.history
 

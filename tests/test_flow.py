@@ -198,3 +198,24 @@ def test_toys_need_nothing_of_the_other_experiments():
     assert set(dataset.TOYS) == set(get_args(dataset.Toy))
     assert set(dataset.SHAPES) == set(dataset.NUM_LEVELS) == set(get_args(dataset.Image))
     assert set(dataset.NUM_COLUMNS) == set(get_args(dataset.Table))
+
+
+def build(**settings):
+    return flow.build(flow.Config("cpu", True, **settings))
+
+
+def test_the_models_are_ffjords():
+    toy, table, wider = (
+        build(data=data, width=width).flow for data, width in (("moons", None), ("wine", None), ("wine", 7))
+    )
+    assert (toy.end_time, toy.network.activation) == (0.5, "tanh")
+    assert [tuple(weight.shape) for weight in toy.network.weights] == [(64, 2), (64, 64), (64, 64), (2, 64)]
+    assert (table.end_time, table.network.activation) == (1.0, "softplus")
+    assert [tuple(weight.shape) for weight in table.network.weights] == [(260, 13), (260, 260), (13, 260)]
+    assert [tuple(weight.shape) for weight in wider.network.weights] == [(7, 13), (7, 7), (13, 7)]
+
+
+def test_each_seed_draws_its_own_probes():
+    first, again, other = (build(data="wine", seed=seed).draws.signs("probes", torch.ones(50)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 import flow
-from reproduction import diagnostic_figures, diagnostics, flow_figures, flow_samples
+from reproduction import diagnostic_figures, diagnostics, flow_figures, flow_samples, integral_errors
 from reproduction.experiments import FLOW
-from reproduction.integral_errors import integral_errors
 from reproduction.style import NothingToDraw, render
 
 
@@ -106,12 +105,21 @@ def test_what_was_not_measured_is_asked_for_by_its_command(tmp_path):
         flow_figures.read(str(tmp_path), of_images=False)
 
 
-def test_integrals_are_compared_at_each_tolerance():
+def test_integrals_are_compared_at_each_tolerance(monkeypatch):
     net, batches = model(data="8gaussians", width=16), [(torch.randn(20, 2),), (torch.randn(20, 2),)]
     for parameter in net.parameters():
         parameter.data *= 2
     tolerances = [(1e-3, 1e-3), (1e-5, 1e-5)]
-    rows = integral_errors(net, batches, FLOW.gradients.loss_function, tolerances=tolerances, reference=(1e-9, 1e-9))
+    solved, gradient_of = [], integral_errors.gradient_of
+
+    def spy(model, *arguments, **options):
+        solved.append(model.flow.integrals)
+        return gradient_of(model, *arguments, **options)
+
+    monkeypatch.setattr(integral_errors, "gradient_of", spy)
+    loss_function = FLOW.gradients.loss_function
+    rows = integral_errors.integral_errors(net, batches, loss_function, tolerances=tolerances, reference=(1e-9, 1e-9))
+    assert solved == 2 * ["none", *2 * ["none", "backward", "unweighed"]]
     assert len(rows) == 2 * 2 * 3
     by_way = {(row["rtol"], row["integrals"]): row for row in rows if row["batch"] == 0}
     for way in ("none", "backward", "unweighed"):

@@ -8,12 +8,14 @@ from functools import partial
 import pytest
 import torch
 from problems import Network, random, squares
+from records import saved_run
 from torch import nn
 
 import acrobot
 from reproduction import collapse, law
 from reproduction.gradients import gradient_of
-from reproduction.law_subjects import FURTHER, GRIDS, Case, Grid, Subject, narrowed, neural_ode_subject
+from reproduction.law_subjects import FURTHER, GRIDS, Case, Grid, Subject, narrowed, neural_ode_subject, subject_of
+from reproduction.trained import TrainedRun
 from torchadjoint.norms import rms_norm
 
 GRID = Grid(1e-4, (1e-8, 1e-6, 1e-4), (Case("untrained", 8, 4), Case("untrained", 16, 4)))
@@ -25,10 +27,11 @@ class Model(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.vector_field = Network(width=width, dtype=torch.float32)
+        self.readout = nn.Linear(3, 3)
 
     def forward(self, y0):
         solution = self.solve(self.vector_field, y0, torch.tensor([0.0, 1.0, 2.0]))
-        return solution.y[-1], solution.statistics
+        return self.readout(solution.y[-1]), solution.statistics
 
 
 def batch(size):
@@ -42,10 +45,13 @@ def test_sizes_are_those_of_the_backward_solve_and_go_with_the_loss():
     model, options = Model(16), dict(rtol=1e-6, atol=1e-9)
     sizes = law.adjoint_sizes(model, batch(4), squares, **options)
     prediction, _ = model(batch(4)[0])
-    # The loss's gradient of the last state, and the gradient of the field's parameters.
-    assert sizes["a_z_rms_first"] == pytest.approx(rms_norm(2 * prediction).item(), rel=1e-5)
-    assert sizes["z_max_first"] == pytest.approx(prediction.abs().max().item(), rel=1e-5)
+    # The loss's gradient of the last state, and the gradient of the field's parameters, not of the readout's.
+    a_z = 2 * prediction @ model.readout.weight
+    assert sizes["a_z_rms_first"] == pytest.approx(rms_norm(a_z).item(), rel=1e-5)
+    z = (prediction - model.readout.bias) @ model.readout.weight.inverse().T
+    assert sizes["z_max_first"] == pytest.approx(z.abs().max().item(), rel=1e-4)
     gradient, _ = gradient_of(model, batch(4), squares, adjoint="discrete", **options)
+    gradient = gradient[: sum(parameter.numel() for parameter in model.vector_field.parameters())]
     assert sizes["a_theta_rms_last"] == pytest.approx(rms_norm(gradient).item(), rel=1e-3)
     assert sizes["a_theta_max_last"] == pytest.approx(gradient.abs().max().item(), rel=1e-3)
     scaled = law.adjoint_sizes(model, batch(4), law.scaled(squares, 1e3), **options)
@@ -60,7 +66,7 @@ def test_a_case_is_measured_by_every_norm_and_its_error_knows_no_factor():
     case = law.measure_case(SUBJECT, GRID, Case("untrained", 16, 4), settings)
     assert [(row["loss_scale"], row["atol"]) for row in case["rows"][::3]] == settings
     assert [row["norm"] for row in case["rows"][:3]] == list(law.NORMS)
-    assert case["num_parameters"] == sum(parameter.numel() for parameter in Model(16).parameters())
+    assert case["num_parameters"] == sum(parameter.numel() for parameter in Model(16).vector_field.parameters())
     # The gradient over the factor: errors are of one size, where they would be a thousand times that.
     assert all(case["reference_error"] < row["error"] < 0.05 for row in case["rows"])
     # The same after a factor on loss and atol, up to z's part; more evaluations after one on the loss alone.
@@ -88,7 +94,9 @@ def test_the_three_steps_follow_on_each_other(tmp_path, monkeypatch):
     assert "measured_saving" not in predicted
     law.check("neural_ode", SUBJECT, GRID, str(tmp_path))
     [checked] = json.loads(predictions.read_bytes())["settings"]
-    assert checked["predicted_saving"] == predicted["predicted_saving"]
+    cases = json.loads(path.read_bytes())["cases"]
+    assert checked["predicted_saving"] == collapse.predicted_saving(cases, predicted, predicted)
+    assert {(row["loss_scale"], row["atol"]) for row in checked["rows"]} == {(10.0, 1e-7)}
     nfe = {row["norm"]: row["backward_nfe"] for row in checked["rows"]}
     assert checked["measured_saving"] == 1 - nfe["seminorm"] / nfe["default"]
 
@@ -222,3 +230,19 @@ def test_the_small_network_trains_and_has_the_width_asked_for(monkeypatch):
     assert untrained.vector_field.layers[0].out_features == 8
     assert not torch.equal(untrained.vector_field.layers[0].weight, trained.vector_field.layers[0].weight)
     assert math.isfinite(sum(parameter.abs().sum().item() for parameter in trained.parameters()))
+
+
+def test_an_experiments_subject_has_the_trained_weights_or_others_of_any_width(tmp_path, monkeypatch):
+    weights = saved_run(tmp_path, "speech_commands", hidden_hidden_channels=12).with_suffix(".pt")
+    stored = {name: tensor + 1 for name, tensor in torch.load(weights, weights_only=True).items()}
+    torch.save(stored, weights)
+    monkeypatch.setattr(TrainedRun, "test_set", lambda self: (torch.arange(20),))
+    subject = subject_of("speech_commands", str(tmp_path), None)
+    trained, untrained = (subject.build(case) for case in (Case("trained", 12, 4), Case("untrained", 7, 4)))
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in trained.state_dict().items())
+    assert [layer.out_features for layer in untrained.vector_field.hidden] == [7] * 4
+    assert untrained.initial.weight.shape == trained.initial.weight.shape
+    assert subject.batch(4)[0].tolist() == [0, 5, 10, 15]
+    assert subject.source["run"] == weights.with_suffix(".json").relative_to(tmp_path).as_posix()
+    with pytest.raises(ValueError, match="has no weights of width 40: train without --hidden-hidden-channels"):
+        subject.build(Case("trained", 40, 4))

@@ -1,5 +1,6 @@
 """The figures in the prose and the tables of README and docs/ are those of the committed runs and measurements."""
 
+import importlib
 import json
 import math
 import statistics
@@ -275,3 +276,11 @@ def test_the_acrobot_swings_up_and_stays():
         final = motion[name][-100:]
         upright = math.pi if name == "q1" else 0
         assert all(abs((angle - upright + math.pi) % math.tau - math.pi) < 0.1 for angle in final)
+
+
+def test_the_models_of_the_committed_runs_are_those_of_today(runs):
+    for run in {json.dumps(run.config | {"seed": 0}): run for run in runs}.values():
+        module = importlib.import_module(run.experiment)
+        settings = run.config | dict(device="cpu", save=False, resume=False, solver="torchadjoint")
+        model = module.build(module.Config(**settings))
+        assert sum(parameter.numel() for parameter in model.parameters()) == run.parameters

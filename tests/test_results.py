@@ -307,10 +307,12 @@ def test_text_becomes_one_line_that_a_terminal_only_prints(tmp_path):
     for where in ("provenance.device_name", "provenance.split", "experiment"):
         damaged(path, where, "a\r\nb\x1b]0;c\x07 \ud800")
     damaged(path, "provenance.packages", {"to\nrch": "2\t3"})
+    damaged(path, "config.integrals", "no\nne\x1b[31m")
     results = load(path)
     assert results.failure == "too little [31m memory"
     assert results.experiment == results.provenance.device_name == results.provenance.split == "a b ]0;c"
     assert results.provenance.packages == {"to rch": "2 3"}
+    assert results.config["integrals"] == "no ne [31m"
 
 
 def test_a_setting_that_an_older_file_lacks_is_at_its_default(tmp_path):

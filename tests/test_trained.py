@@ -5,7 +5,7 @@ import shlex
 import pytest
 import torch
 import tyro
-from records import saved_run
+from records import rewrite, saved_run
 
 import acrobot
 import speech_commands
@@ -27,6 +27,14 @@ def test_weights_come_from_a_completed_run_with_the_least_train_loss(tmp_path, s
     saved_run(tmp_path, loss=0.1, seed=2).with_suffix(".pt").unlink()
     run = trained_run(str(tmp_path), "acrobot")
     assert (run.path, run.config.seed) == (best, 1)
+    longer = saved_run(tmp_path, loss=0.9, seed=3)
+
+    def train_on(record):
+        record["epochs"].append(record["epochs"][-1] | {"epoch": 3})
+        record["history"][-1]["epoch"] = 3
+
+    rewrite(longer, train_on)
+    assert trained_run(str(tmp_path), "acrobot").path == longer
 
 
 def test_runs_that_differ_in_their_seed_are_measured_together_wherever_they_were_written(tmp_path, small_networks):
@@ -37,6 +45,8 @@ def test_runs_that_differ_in_their_seed_are_measured_together_wherever_they_were
     saved_run(tmp_path, loss=0.1, max_epochs=2, start_time=1.0)
     runs = trained_seeds(str(tmp_path), "acrobot")
     assert [run.path for run in runs] == [first, other], "of a seed the latest run counts"
+    rewrite(other, lambda record: record["provenance"].update(split="of other data"))
+    assert [run.path for run in trained_seeds(str(tmp_path), "acrobot")] == [first]
 
 
 def test_the_flows_that_are_measured_at_equal_error_are_of_one_group(tmp_path):
@@ -48,6 +58,15 @@ def test_the_flows_that_are_measured_at_equal_error_are_of_one_group(tmp_path):
 def test_batches_come_from_all_over_and_share_no_sample():
     batches = batches_of((torch.arange(100),), 10, 3)
     assert [x.tolist() for (x,) in batches] == [list(range(number, 100, 10)) for number in range(3)]
+
+
+def test_too_few_samples_for_batches_that_share_none_are_refused():
+    data = (torch.arange(60),)
+    assert len(batches_of(data, 20, 3)) == 3
+    with pytest.raises(ValueError, match="the test set has 60 samples, too few for 4 batches of 16"):
+        batches_of(data, 16, 4)
+    with pytest.raises(ValueError, match="too few for 1 batches of 128"):
+        batches_of(data, 128, 1)
 
 
 def test_measurements_are_of_the_test_set_and_other_data_are_told(tmp_path, caplog):

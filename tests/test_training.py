@@ -353,12 +353,15 @@ def test_times_are_those_of_the_first_batch_thinned_and_rounded(tmp_path):
             return super().forward(x)
 
         def solve_backward(self, statistics):
-            statistics.evaluation_times += [number / 3 for number in range(1000 if self.is_full else 10)]
+            super().solve_backward(statistics)
+            statistics.evaluation_times[:] = [number / 3 for number in range(1000 if self.is_full else 10)]
 
     times = run(make_config(tmp_path), model=Long()).test_metrics
     assert times.backward_nfe == 2010
     assert times.backward_ts == [float(f"{number / 3:.6g}") for number in range(0, 1000, 4)]
     assert times.forward_ts == [0.0, 1.0]
+    assert (times.forward_accept_ts, times.forward_reject_ts) == ([0.0], [])
+    assert (times.backward_accept_ts, times.backward_reject_ts) == ([1.0, 0.6, 0.2], [0.6])
 
 
 def test_evaluation_forward_only_keeps_no_graph(tmp_path):
