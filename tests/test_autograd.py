@@ -21,7 +21,7 @@ from problems import (
 from torch import nn
 from torch.autograd import forward_ad
 
-from torchadjoint import Backsolve, Discrete, make_norm, odeint, odeint_adjoint, passes
+from torchadjoint import Backsolve, Discrete, casting, make_norm, odeint, odeint_adjoint
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
@@ -211,15 +211,19 @@ def test_a_model_around_a_solve_can_be_compiled(adjoint):
 @pytest.mark.parametrize("is_old", [False, True])
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
 def test_the_backward_pass_casts_as_the_forward_pass_does(adjoint, is_old, monkeypatch):
-    monkeypatch.setattr(passes, "CACHES_GRAPHS_ALONE", not is_old)
+    monkeypatch.setattr(casting, "CACHES_GRAPHS_ALONE", not is_old)
     func, y0, seen = nn.Linear(3, 3), random(5, 3).float(), set()
-    func.register_forward_hook(lambda _, given, response: seen.add((response.dtype, torch.is_autocast_cache_enabled())))
+
+    def note(module, given, response):
+        seen.add((response.dtype, torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()))
+
+    func.register_forward_hook(note)
     for is_cast, expected in ((True, torch.bfloat16), (False, torch.float32)):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
             y = solve(lambda t, y: func(y), y0, T, adjoint=adjoint, adjoint_params=[*func.parameters()], rtol=1e-2).y
         with torch.autocast("cpu", torch.bfloat16, enabled=not is_cast):
             y.sum().backward()
-        assert seen == {(expected, not is_old)}, "an old torch keeps nothing that it casts"
+        assert seen == {(expected, is_cast and not is_old)}, "an old torch keeps nothing that it casts"
         seen.clear()
 
 
@@ -292,3 +296,65 @@ def test_a_solution_of_one_time_is_not_y0_itself():
     y0 = random(3)
     solve(Network(), y0, T[:1]).y.add_(1)
     assert torch.equal(y0, random(3))
+
+
+class Uncast(nn.Module):
+    """A network that computes in the dtype of its state, whatever autocast says."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Network(dtype=torch.float32)
+
+    def forward(self, t, y):
+        with torch.autocast("cpu", enabled=False):
+            return self.network(t, y)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete", "default"])
+def test_autocast_reaches_func_and_nothing_else(adjoint):
+    """Neither the solver's arithmetic nor the products of the way back."""
+    func, y0, found, is_solver_cast = Uncast(), random(4, 3).float(), [], set()
+
+    def observe(attempt):
+        is_solver_cast.add(torch.is_autocast_enabled("cpu"))
+
+    for is_cast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            y = solve(func, y0, T, rtol=1e-4, atol=1e-5, adjoint=adjoint, observer=observe).y
+            if is_cast:
+                y.square().sum().backward(retain_graph=True)
+                func.zero_grad()
+        y.square().sum().backward()
+        found.append([y.detach(), *(parameter.grad for parameter in func.parameters())])
+        func.zero_grad(set_to_none=True)
+    assert all(map(torch.equal, *found))
+    assert is_solver_cast == {False}
+
+
+def test_a_tangent_of_what_func_holds_is_refused_too():
+    func, y0 = Network(), random(3)
+    weight = func.first.weight.detach()
+    del func.first.weight
+    with forward_ad.dual_level():
+        func.first.weight = forward_ad.make_dual(weight, weight)
+        with pytest.raises(NotImplementedError, match="forward-mode differentiation"):
+            solve(func, y0, T)
+
+
+def test_a_parameter_that_retains_its_gradient_though_it_is_no_leaf_is_refused():
+    raw = random(3, 3).requires_grad_()
+    weight = 2 * raw
+    weight.retain_grad()
+    with pytest.raises(ValueError, match=r"retain_grad.* Look at its gradient by register_hook"):
+        solve(lambda t, y: torch.tanh(y @ weight), random(3), T, adjoint_params=(weight,))
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_times_alone_have_a_gradient(adjoint):
+    func, t = Network().requires_grad_(False), T.clone().requires_grad_()
+    found, expected = (
+        torch.autograd.grad(solve(func, y0, t, adjoint=adjoint).y.square().sum(), t)[0]
+        for y0 in (random(3), random(3).requires_grad_())
+    )
+    assert expected.any()
+    assert torch.equal(found, expected)

@@ -208,3 +208,40 @@ def test_a_plain_function_needs_no_parameters():
     odeint(lambda t, y: -y, y0, T).sum().backward()
     assert distance(y0.grad, torch.exp(-T).sum() * torch.ones(3, dtype=F64)) < 1e-5
     assert not odeint(lambda t, y: -y, y0.detach(), T).requires_grad
+
+
+def test_callbacks_are_called_where_there_is_a_gradient():
+    func = Recorded()
+    odeint(func, random(3), T, rtol=1e-4).sum().backward()
+    assert func.accepted
+
+
+class Recorded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3, dtype=F64)
+        self.accepted = []
+
+    def forward(self, t, y):
+        return torch.tanh(self.linear(y))
+
+    def callback_accept_step(self, t0, y0, dt):
+        self.accepted.append(t0.item())
+
+
+def test_a_function_of_single_precision_at_times_of_double():
+    linear = nn.Linear(1, 3)
+    odeint(lambda t, y: torch.tanh(y + linear(t.reshape(1))), torch.ones(2, 3), T).sum().backward()
+    assert linear.weight.grad.any()
+
+
+def test_a_plain_function_of_a_tuple():
+    def func(t, state):
+        y, _ = state
+        return -rate * y, y.sum(0)
+
+    rate, found = random(3).requires_grad_(), []
+    for library in (torchadjoint, torchdiffeq):
+        y = library.odeint(func, (random(4, 3), random(3)), T, rtol=1e-8, atol=1e-9)
+        found.append(torch.autograd.grad(y[0].square().sum() + y[1].sum(), rate)[0])
+    assert distance(*found) < 1e-7

@@ -141,3 +141,15 @@ def test_on_a_gpu_the_allocator_counts_the_memory():
         assert row.milliseconds > 0
         assert row.mebibytes > 0
         assert 0 < row.error < 0.01
+
+
+def test_a_gradient_that_is_no_number_is_on_no_front():
+    row = comparing.Row("a", "rk4", milliseconds=1.0, error=math.nan)
+    assert not comparing._placed(row, [row]).is_on_front
+
+
+def test_the_reference_has_none_of_the_fixed_steps(network):
+    options = dict(step_size=0.1, adjoint_options=dict(step_size=0.05), adjoint_method="rk4")
+    arguments = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T, squares
+    found = compare(*arguments, **QUICK, methods=("rk4",), **options)
+    assert found.reference_error == network.reference_error

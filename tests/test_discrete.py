@@ -223,3 +223,14 @@ def test_the_gradient_can_be_asked_for_again(times, adjoint):
 def test_settings_that_cannot_be_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         Discrete(**settings)
+
+
+def test_a_whole_number_of_steps_may_be_a_float():
+    gradients = []
+    for interval in (2, 2.0):
+        y0 = random(3).requires_grad_()
+        solve(
+            Network(), y0, torch.linspace(0, 3, 5, dtype=F64), adjoint=Discrete(checkpoint_interval=interval)
+        ).y.sum().backward()
+        gradients.append(y0.grad)
+    assert torch.equal(*gradients)

@@ -9,7 +9,7 @@ from problems import F64, Network, T, backward, random, solve
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from torchadjoint import Discrete
+from torchadjoint import Discrete, SolverError
 
 needs_hooks_told = pytest.mark.skipif(
     not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="this torch does not tell of its hooks"
@@ -218,3 +218,81 @@ def test_a_functional_call_differentiates_what_it_was_given(adjoint):
     for own, value in zip(other.parameters(), given.values(), strict=True):
         assert torch.allclose(value.grad, own.grad, rtol=1e-7)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Noisy(Network):
+    """Draws its noise in the first evaluation after it was taken away, as FFJORD does."""
+
+    noise = None
+
+    def __init__(self):
+        super().__init__()
+        self.noise = None
+
+    def forward(self, t, y):
+        if self.noise is None:
+            self.noise = torch.randn_like(y)
+        return super().forward(t, y) * self.noise
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_what_a_field_makes_itself_in_a_solve_is_read_again_on_the_way_back(adjoint):
+    func, y0 = Noisy(), random(4, 3)
+    first = solve(func, y0, T, adjoint=adjoint).y
+    drawn, func.noise = func.noise, None
+    second = solve(func, y0, T, adjoint=adjoint).y
+    others = func.noise
+    assert not torch.equal(drawn, others)
+    found = [torch.autograd.grad(y.square().sum(), [*func.parameters()]) for y in (first, second)]
+    assert func.noise is others
+    for noise, gradients in zip((drawn, others), found, strict=True):
+        func.noise = noise
+        expected = torch.autograd.grad(solve(func, y0, T, adjoint=adjoint).y.square().sum(), [*func.parameters()])
+        assert all(map(torch.equal, gradients, expected))
+
+
+class Optional(Network):
+    """Reads a buffer and an attribute that are None at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", None)
+        self.register_buffer("scale", torch.ones(3, dtype=F64))
+        self.extra = None
+
+    def forward(self, t, y):
+        y = super().forward(t, y) * self.scale
+        y = y if self.shift is None else y * self.shift
+        return y if self.extra is None else y * self.extra
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shift", torch.zeros(3, dtype=F64)),
+        ("extra", nn.Parameter(torch.zeros(3, dtype=F64))),
+        ("scale", nn.Parameter(torch.zeros(3, dtype=F64))),
+    ],
+    ids=["a buffer that was None", "a parameter where None was", "a parameter where a buffer was"],
+)
+def test_what_changes_its_kind_is_read_as_it_was(name, value, adjoint):
+    func, y0 = Optional(), random(4, 3)
+    parameters = [*func.parameters()]
+    y = solve(func, y0, T, adjoint=adjoint).y
+    expected = torch.autograd.grad(y.square().sum(), parameters, retain_graph=True)
+    setattr(func, name, value)
+    names = [key for key, _ in func.named_parameters()]
+    found = torch.autograd.grad(y.square().sum(), parameters)
+    assert all(map(torch.equal, found, expected))
+    assert getattr(func, name) is value
+    assert [key for key, _ in func.named_parameters()] == names
+
+
+def test_after_a_backward_pass_that_fails_all_is_as_it_was_before():
+    func = Held()
+    y = solve(func, random(3, 2), T, adjoint_options=dict(max_num_steps=1)).y
+    replace(func, "factor")
+    with pytest.raises(SolverError, match="more than 1 steps"):
+        backward(y)
+    assert func.factor == -1

@@ -146,6 +146,11 @@ def test_nor_by_fixed_steps(adjoint, is_trained):
         (dict(weigh_integrals=False), "weigh_integrals is False, but there are no integrals"),
         (dict(integrals=1, weigh_integrals="no"), "weigh_integrals is 'no'"),
         (dict(integrals=1, compile=True), "integrals and compile are given"),
+        (dict(integrals=1, compile="solve", adjoint="discrete"), "integrals and compile are given"),
+        (
+            dict(integrals=1, adjoint_method="rk4", adjoint_options=dict(grid_constructor=lambda func, y, t: t)),
+            "integrals and grid_constructor are given",
+        ),
         (dict(integrals=1, norm=lambda state: state[0].norm()), "integrals and norm are given"),
     ],
 )
@@ -157,3 +162,38 @@ def test_what_integrals_cannot_be_is_refused(options, sentence):
 def test_a_state_of_one_tensor_has_no_integrals():
     with pytest.raises(ValueError, match="integrals is 1, but y0 is no tuple"):
         solve(Decay(), random(3), torch.tensor([0.0, math.pi], dtype=F64), integrals=1)
+
+
+class SlowsItsIntegral(nn.Module):
+    """z' = -k z and l' = z - l / 2: products with it are finite whatever l is."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+    def forward(self, t, state):
+        z, integral = state
+        return -self.k * z, z - 0.5 * integral
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("adjoint", BACKSOLVES)
+def test_nor_one_that_reads_them_linearly(adjoint, method):
+    z0 = torch.ones(3, dtype=F64, requires_grad=True)
+    start, t = (z0, torch.zeros(3, dtype=F64)), torch.tensor([0.0, 1.0], dtype=F64)
+    solution = solve(SlowsItsIntegral(), start, t, adjoint=adjoint, integrals=1, method=method)
+    with pytest.raises(SolverError, match="not constant: check that the vector field reads none of the integrals"):
+        solution.y[1][-1].sum().backward()
+    # Where all is weighed there is no such promise: 2 exp(-1/2) (1 - exp(-1/2)).
+    solve(SlowsItsIntegral(), start, t, adjoint=adjoint).y[1][-1].sum().backward()
+    torch.testing.assert_close(z0.grad, torch.full((3,), 0.47730, dtype=F64), rtol=1e-4, atol=0)
+
+
+def test_a_whole_number_of_integrals_may_be_a_float():
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    gradients = []
+    for integrals in (2, 2.0):
+        _, (z0, *_), solution = decayed(t, integrals=integrals)
+        solution.y[1][-1].sum().backward()
+        gradients.append(z0.grad)
+    assert torch.equal(*gradients)

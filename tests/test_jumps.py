@@ -217,3 +217,13 @@ def test_a_neural_cdes_gradient_equals_stock_torchdiffeqs_where_that_loses_no_ju
         # It evaluates behind the last jump, although no step follows.
         assert actual.nfe == expected.nfe - 1
     assert distance(ours, theirs) < 1e-9
+
+
+def test_a_jump_is_the_output_time_of_single_precision_though_the_state_is_double():
+    t = torch.tensor([0.0, 0.1, 0.7, 1.0])
+    func = Switch(t[1:3].double()).double()
+    found = [
+        differentiate(func, torch.ones(1, dtype=F64), t, jump_t=jumps, rtol=1e-5, atol=1e-5)
+        for jumps in ([0.1, 0.7], t[1:3])
+    ]
+    assert steps(found[0].statistics) == steps(found[1].statistics)

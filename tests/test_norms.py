@@ -203,3 +203,12 @@ def test_beside_a_norm_of_the_state_the_adjoints_weighs_the_rest(adjoint):
         for options in (dict(norm=lambda y: y.square().mean().sqrt()), {})
     )
     assert own == [pytest.approx(taken, abs=1e-6) for taken in named]
+
+
+@pytest.mark.parametrize("adjoint", ["per-tensor", "default"])
+def test_a_parameter_without_entries_weighs_nothing(adjoint):
+    func, found = Pair().network, []
+    for _ in range(2):
+        found.append(steps(differentiate(func, random(4, 3), torch.tensor([0.0, 1.0]), adjoint=adjoint).statistics))
+        func.none = nn.Parameter(torch.zeros(0, dtype=torch.float64))
+    assert found[0] == found[1]

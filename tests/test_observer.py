@@ -93,3 +93,12 @@ def test_an_observer_and_callbacks_hear_of_the_same_steps():
 def test_what_is_no_observer_is_refused():
     with pytest.raises(ValueError, match="observer is 3, but must be a function of an Attempt"):
         solve(Network(), random(3), T, observer=3)
+
+
+def test_each_part_has_its_own_error():
+    seen = []
+    y = solve(Network(), random(4, 3), T, observer=lambda attempt: seen.append((attempt.direction, attempt.errors))).y
+    (0 * y.sum()).backward()
+    backward = [errors for direction, errors in seen if direction == "backward" and errors]
+    assert backward
+    assert all(errors["a_z"] == 0 < errors["z"] for errors in backward)

@@ -225,3 +225,27 @@ def test_output_times_take_no_part_in_the_steps():
     assert torch.equal(few.y[-1], many.y[-1])
     jumps = [after - before for before, after in pairwise(many.y[:, 0].tolist())]
     assert max(map(abs, jumps)) < 0.1  # a smooth curve
+
+
+@pytest.mark.parametrize("step_size", [1e-12, 5e-324])
+def test_fixed_steps_that_are_too_many_are_refused_before_they_fill_the_memory(step_size):
+    with pytest.raises(SolverError, match="more than 100000 steps were attempted, by fixed steps"):
+        solve(Network(), random(3), T, method="euler", step_size=step_size)
+
+
+def test_a_limit_of_steps_is_for_each_stretch_between_output_times():
+    t = torch.linspace(0, 3, 5, dtype=F64)
+
+    def backward_attempts(**options):
+        solution = solve(Network(), random(4, 3).requires_grad_(), t, **options)
+        solution.y.sum().backward()
+        return solution.statistics.backward.num_accepted + solution.statistics.backward.num_rejected
+
+    total = backward_attempts()
+    assert backward_attempts(adjoint_options=dict(max_num_steps=total - 1)) == total
+
+
+def test_a_backward_solve_of_the_other_kind_of_method_leaves_out_options_that_it_lacks():
+    solution = solve(Network(), random(3).requires_grad_(), T, first_step=0.1, adjoint_method="rk4")
+    solution.y.sum().backward()
+    assert solution.statistics.backward.num_accepted == 2

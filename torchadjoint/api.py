@@ -57,7 +57,7 @@ def solve(problem: Problem) -> Solution:
             `func.parameters()` if not given.
         integrals: how many tensors at the end of a tuple y0 are integrals: func never reads them. Then their adjoints
             are constant, and the backward solve leaves both out of its state and so of its norm. (There func is given
-            NaN for them: one that reads them after all ends in a SolverError.)
+            NaN for them: one that computes with them after all ends in a SolverError.)
         weigh_integrals: whether the forward solve's norm weighs the integrals. If not, their error is what the steps
             that suit the rest leave.
         observer: is called with an `Attempt` before and after every attempted step, forward and backward.

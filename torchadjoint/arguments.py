@@ -99,7 +99,7 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
     """Those of the `adjoint_params`, or else of the parameters of `func`, that want a gradient, each once.
 
     Raises:
-        ValueError: if one is no dense tensor of real numbers on `device`.
+        ValueError: if one is no dense tensor of real numbers on `device`, or retains its gradient though it is no leaf.
     """
     candidates = (*func.parameters(), *_of_replicas(func)) if adjoint_params is None else adjoint_params
     try:
@@ -120,6 +120,11 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
         if candidate.device != device or candidate.is_complex() or not _is_dense(candidate):
             raise ValueError(
                 f"a parameter is {_described(candidate)}, but must be dense and real and on {device}, where y0 is"
+            )
+        if candidate.retains_grad:
+            raise ValueError(
+                "retain_grad() was called on a parameter that is no leaf: its .grad would hold the products of all "
+                "steps too. Look at its gradient by register_hook, or leave retain_grad() out"
             )
         found[id(candidate)] = candidate
     return tuple(found.values())

@@ -317,7 +317,10 @@ def _reference(func: nn.Module, y0: State, t: Tensor, loss: Callable, options: d
     """The gradient in float64 at tighter tolerances, and how far another way agrees."""
     exact_func = copy.deepcopy(func).double()
     exact_y0 = tuple(tensor.detach().double() for tensor in _tensors(y0))
-    tight = {name: value for name, value in options.items() if name not in OF_FIXED_STEPS}
+    tight = {name: value for name, value in options.items() if name not in (*OF_FIXED_STEPS, "adjoint_method")}
+    if tight.get("adjoint_options"):
+        own = tight["adjoint_options"].items()
+        tight["adjoint_options"] = {name: value for name, value in own if name not in OF_FIXED_STEPS}
     for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
         if tight.get(name) is not None:
             tight[name] = tight[name] * REFERENCE

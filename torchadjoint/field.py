@@ -206,14 +206,16 @@ class CoupledField(_Around):
 
     def __init__(self, field: Field, num_coupled: int, like: Tensor):
         super().__init__(field)
-        # A field that does read integrals gets NaN, so that its gradient is never wrong in silence.
+        # A field that does read integrals gets NaN. Where it reads them linearly, its products have none: they tell.
         self.state = torch.full_like(like, torch.nan)
         self.cotangent, self.out = torch.zeros_like(like), torch.zeros_like(like)
         self.front_state, self.front_cotangent, self.front_out = (
             whole[:num_coupled] for whole in (self.state, self.cotangent, self.out)
         )
-        self.integral_adjoint = self.cotangent[num_coupled:]
-        """Constant from one output time to the next; the adjoint sets it there."""
+        self.integral_adjoint, self.integral_out = self.cotangent[num_coupled:], self.out[num_coupled:]
+        """The first is constant from one output time to the next; the adjoint sets it there."""
+        self.reads = torch.zeros_like(self.integral_out, dtype=torch.bool)
+        """Which entries of the integrals a product has shown to be read: none should be."""
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
         self.front_state.copy_(y)
@@ -228,6 +230,7 @@ class CoupledField(_Around):
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
         self.front_cotangent.copy_(cotangent)
         self.field.pullback(slot, self.cotangent, self.out)
+        torch.logical_or(self.reads, self.integral_out, out=self.reads)
         out.copy_(self.front_out)
 
 

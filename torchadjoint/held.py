@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ class Held:
     """A tensor, a module or another attribute that a module holds."""
 
     holder: dict[str, Any]
+    others: tuple[dict[str, Any], ...]
+    """Where else its module has what it finds by name."""
     name: str
     value: Any
     version: int
@@ -24,7 +26,26 @@ class Held:
     @property
     def is_as_it_was(self) -> bool:
         """Whether it has been neither replaced nor changed."""
-        return self.holder.get(self.name, ABSENT) is self.value and _version(self.value) == self.version
+        return self.now is self.value and _version(self.value) == self.version
+
+    @property
+    def now(self) -> Any:
+        """What stands there now."""
+        return self.holder.get(self.name, ABSENT)
+
+    @property
+    def is_made_anew(self) -> bool:
+        """Whether another tensor or module stands there, such as noise that a field draws in its first evaluation."""
+        return self.now is not self.value and isinstance(self.now, (Tensor, nn.Module))
+
+    def as_made_anew(self) -> "Held":
+        """What stands there now, held."""
+        return replace(self, value=self.now, version=_version(self.now))
+
+    @property
+    def places(self) -> list[dict[str, Any]]:
+        """Its holder, and where else its module would find something else by its name."""
+        return [self.holder, *(other for other in self.others if self.name in other)]
 
 
 def held_by(func: Any) -> list[Held]:
@@ -37,15 +58,15 @@ def held_by(func: Any) -> list[Held]:
     held = []
     for module in func.modules():
         attributes = vars(module)
+        kinds = tuple(kind for kind in (module._parameters, module._buffers, module._modules) if isinstance(kind, dict))
         held += [
-            Held(attributes, name, attributes[name], _version(attributes[name]))
+            Held(attributes, kinds, name, attributes[name], _version(attributes[name]))
             for name in attributes.keys() - EVERY_MODULES
             if isinstance(attributes[name], (Tensor, *PLAIN))
         ]
-        for holder in (module._parameters, module._buffers, module._modules):
-            if not isinstance(holder, dict):
-                continue
-            held += [Held(holder, name, value, _version(value)) for name, value in holder.items() if value is not None]
+        everywhere = (attributes, *kinds)
+        for holder in kinds:
+            held += [Held(holder, everywhere, name, value, _version(value)) for name, value in holder.items()]
     return held
 
 
@@ -59,20 +80,20 @@ def as_they_were(held: list[Held]) -> Iterator[None]:
 
     What is written there inside stays, and what is counted there inside is added to what was counted before.
     """
-    replaced = [(it, it.holder.get(it.name, ABSENT)) for it in held if it.holder.get(it.name) is not it.value]
+    replaced = [(it, place, place.get(it.name, ABSENT)) for it in held if it.now is not it.value for place in it.places]
     try:
-        for it, _ in replaced:
-            it.holder[it.name] = it.value
+        for it, place, _ in replaced:
+            place[it.name] = it.value
         yield
     finally:
-        for it, now in replaced:
-            found = it.holder.get(it.name, ABSENT)
+        for it, place, now in replaced:
+            found = place.get(it.name, ABSENT)
             if found is it.value and now is ABSENT:
-                del it.holder[it.name]
+                del place[it.name]
             elif found is it.value:
-                it.holder[it.name] = now
+                place[it.name] = now
             elif all(type(number) in (int, float) for number in (found, it.value, now)):
-                it.holder[it.name] = now + (found - it.value)
+                place[it.name] = now + (found - it.value)
 
 
 ABSENT = object()

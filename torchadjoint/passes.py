@@ -1,7 +1,6 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,6 @@ from .adjoints.forward import plain_solver
 from .held import Held, as_they_were, held_by
 from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
-
-CACHES_GRAPHS_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
-"""Whether autocast keeps only what it has cast with a graph, as 2.14 does and 2.6 does not. Of an older torch the graph
-of an evaluation may end in what one without a graph has cast; there everything is cast anew."""
 
 
 @dataclass
@@ -28,18 +23,13 @@ class Plan:
     statistics: SolveStatistics
     held: list[Held] = field(init=False)
     """What the field may read, besides its arguments: the backward pass reads the same."""
-    autocast: dict[str, Any] = field(init=False)
-    """Arguments of `torch.autocast` that the forward pass ran under; the backward pass evaluates the field likewise."""
 
     def __post_init__(self):
         self.held = held_by(self.problem.func) if self.is_differentiated else []
-        kind = self.problem.y0.device.type
-        self.autocast = {
-            "device_type": kind,
-            "dtype": torch.get_autocast_dtype(kind),
-            "enabled": torch.is_autocast_enabled(kind),
-            "cache_enabled": CACHES_GRAPHS_ALONE and torch.is_autocast_cache_enabled(),
-        }
+
+    def uncast(self) -> torch.autocast:
+        """Inside, the solver computes in the dtype of the state; what func computes in is `autocast`'s matter."""
+        return torch.autocast(self.problem.y0.device.type, enabled=False)
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -47,14 +37,15 @@ class DifferentiableSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan: Plan, y0: Tensor, t: Tensor, *parameters: Tensor) -> Tensor:
-        with torch.autocast(**plan.autocast):
+        with plan.uncast():
             solution = _solve(plan, y0)
         ctx.plan = plan
         # What the field itself changes when it is evaluated, such as a count, may change again.
-        plan.held = [it for it in plan.held if it.is_as_it_was]
+        kept = [it for it in plan.held if it.is_as_it_was]
+        plan.held = [*kept, *(it.as_made_anew() for it in plan.held if it.is_made_anew)]
         # They are saved so that autograd refuses to go on if somebody has changed them in place in between.
         known = {id(parameter) for parameter in parameters}
-        tensors = [it.value for it in plan.held if isinstance(it.value, Tensor) and not it.value.is_inference()]
+        tensors = [it.value for it in kept if isinstance(it.value, Tensor) and not it.value.is_inference()]
         others = [tensor for tensor in tensors if id(tensor) not in known]
         ctx.save_for_backward(solution, *parameters, *others)
         return solution
@@ -65,7 +56,7 @@ class DifferentiableSolve(torch.autograd.Function):
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
-        with torch.no_grad(), torch.autocast(**plan.autocast), as_they_were(plan.held):
+        with torch.no_grad(), plan.uncast(), as_they_were(plan.held):
             gradients = differentiation.gradients(solution, solution_gradient)
             parameters = differentiation.field.unflatten(gradients.parameters)
         if not torch._C._autograd._get_current_graph_task_keep_graph():

@@ -2,16 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import arguments
 from .adjoints import find_adjoint
+from .casting import cast_as_now
 from .compiled_loops import IS_TORCH_NEW_ENOUGH, OLDEST_TORCH
 from .field import checked_derivative
+from .held import held_by
 from .methods import RungeKutta, find_method
 from .observer import Observer
 from .problem import Adjoint, Problem, State
@@ -61,6 +64,9 @@ def pose(
     # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
     largest = torch.finfo(y0.dtype).max / 100
     arguments.refuse_transforms([y0, t, *parameters])
+    if forward_ad._current_level >= 0:
+        arguments.refuse_transforms(it.value for it in held_by(func))
+    func = cast_as_now(func, y0.device.type)
     times = arguments.output_times(t, largest)
 
     method = find_method("method", method)
@@ -86,7 +92,13 @@ def pose(
         raise ValueError(f"compile={compile!r} cannot differentiate a replica of nn.DataParallel: leave compile away")
     if compile and adjoint_params is not None:
         raise ValueError(f"compile={compile!r} needs no adjoint_params: it differentiates all parameters of func")
-    _check_integrals(integrals, weigh_integrals, shapes=shapes if is_tuple else [], compile=compile, options=options)
+    integrals = arguments.whole_number("integrals", integrals, minimum=0)
+    _check_integrals(
+        integrals,
+        weigh_integrals,
+        shapes=shapes if is_tuple else [],
+        given=[*options.items(), *backward_options.items(), ("compile", compile or None)],
+    )
     if observer is not None and not callable(observer):
         arguments.refuse("observer", observer, "a function of an Attempt")
     # What jumps is func, so both directions know of it, whichever was told.
@@ -148,10 +160,9 @@ def _check_loop(problem: Problem) -> None:
 
 
 def _check_integrals(
-    integrals: int, weigh_integrals: bool, *, shapes: list[torch.Size], compile: bool, options: Mapping[str, Any]
+    integrals: int, weigh_integrals: bool, *, shapes: list[torch.Size], given: Iterable[tuple[str, Any]]
 ) -> None:
-    """Refuses what the declaration of integrals cannot be."""
-    arguments.whole_number("integrals", integrals, minimum=0)
+    """Refuses what the declaration of integrals cannot be, and what else is `given` that does not go with it."""
     if not arguments.flag("weigh_integrals", weigh_integrals) and not integrals:
         raise ValueError("weigh_integrals is False, but there are no integrals: say how many tensors of y0 are some")
     if not integrals:
@@ -161,8 +172,7 @@ def _check_integrals(
             f"integrals is {integrals}, but y0 is {f'a tuple of {len(shapes)} tensors' if shapes else 'no tuple'}: at "
             "least one in front of them must be no integral"
         )
-    others = [name for name in ("norm", "grid_constructor") if options.get(name) is not None]
-    others += ["compile"] * compile
+    others = [name for name, value in given if name in ("norm", "grid_constructor", "compile") and value is not None]
     if others:
         raise ValueError(f"integrals and {others[0]} are given, which do not go together: leave out one of them")
 

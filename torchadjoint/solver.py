@@ -306,7 +306,10 @@ class Solver:
         t0, t_end, size = times[0], times[-1], self.stepping.step_size
         if size is not None:
             # A last step of a millionth would be rounding.
-            number = max(1, math.ceil(abs(t_end - t0) / size - 1e-6))
+            number = abs(t_end - t0) / size - 1e-6
+            if number > self.stepping.max_num_steps:
+                raise self._too_many()
+            number = max(1, math.ceil(number))
             times = [*(t0 + self.direction * size * i for i in range(number)), t_end]
         elif self.make_grid is not None:
             times = self.make_grid(self.start, times)

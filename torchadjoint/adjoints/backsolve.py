@@ -24,6 +24,7 @@ from ..systems import AdjointSystem, SeminormSystem
 from .forward import make_field, plain_solver, state_norm
 
 SEMINORM = "seminorm"
+READS_INTEGRALS = "check that the vector field reads none of the integrals"
 WEIGH_TIME = ("default", "per-tensor")
 """As in torchdiffeq, these weigh the adjoint of t whether or not t needs a gradient; so does a norm of one's own."""
 
@@ -140,9 +141,7 @@ class _Backsolve:
                 )
             state = solver.interpolate(end)
             if problem.num_integrals and not problem.backward.method.is_adaptive and not state.isfinite().all():
-                raise SolverError(
-                    "the backward solve is not finite: check that the vector field reads none of the integrals"
-                )
+                raise SolverError(f"the backward solve is not finite: {READS_INTEGRALS}")
             if system.carries_integrals:
                 integrals.copy_(state[2 * half :])
             adjoint = state[half : 2 * half]
@@ -153,6 +152,8 @@ class _Backsolve:
             adjoint = adjoint.add_(solution_gradient[index - 1, :half])
             if self.warm_start:
                 first_step = solver.next_step
+        if problem.num_integrals and system.field.reads.any():
+            raise SolverError(f"the adjoints of the integrals are not constant: {READS_INTEGRALS}")
         return Gradients(torch.cat([adjoint, integral_adjoint]).view(shape), integrals[:num_parameters], time_gradient)
 
     def _slope(self, solution: Tensor, index: int) -> Tensor:

@@ -43,7 +43,8 @@ class Discrete:
     name = "discrete"
 
     def __post_init__(self):
-        arguments.whole_number("checkpoint_interval", self.checkpoint_interval)
+        interval = arguments.whole_number("checkpoint_interval", self.checkpoint_interval)
+        object.__setattr__(self, "checkpoint_interval", interval)
         arguments.choice("linearised", self.linearised, get_args(Extent))
         if self.linearised == "solve" and self.checkpoint_interval > 1:
             raise ValueError(
