@@ -1,7 +1,7 @@
 """The commands that make the evidence of the claims again, for the page of `claims.py`."""
 
-RUNS = "python tables.py run cpu --data-root recordings --results-dir reference"
-RUNS_OF_FLOWS = "python tables.py run cpu --experiments flow --results-dir reference"
+RUNS = "python tables.py run cpu --data-root recordings"
+RUNS_OF_FLOWS = "python tables.py run cpu --experiments flow"
 _TRAINING = {
     # Two minutes a seed, each.
     "acrobot": "for seed in 0 1 2; do python acrobot.py --device cpu --norm discrete --max-epochs 2 "
@@ -14,12 +14,12 @@ _TRAINING = {
 
 def equal_error(experiment: str) -> str:
     """What measures an experiment's ways at equal error of the gradient."""
-    return _of_weights(experiment, f"reproduction.equal_error --results-dir reference --experiments {experiment}")
+    return _of_weights(experiment, f"reproduction.equal_error --experiments {experiment}")
 
 
 def step_errors(experiment: str) -> str:
     """What measures which part of the adjoint's state has the largest error in a step; of weights of its own."""
-    program = f"reproduction.diagnostics --results-dir reference --measurements step_errors --experiments {experiment}"
+    program = f"reproduction.diagnostics --measurements step_errors --experiments {experiment}"
     if experiment == "acrobot":
         return _of_weights(experiment, program)
     training = {
@@ -36,14 +36,13 @@ def growth() -> str:
     training = "python flow.py --device cpu --norm discrete --data digits --batch-size 50 --results-dir results/weights"
     return (
         f"{training} --width 16 --max-epochs 30; {training} --width 64 --max-epochs 10; python -m "
-        "reproduction.diagnostics --experiments flow --measurements growth --results-dir reference "
-        "--weights-dir results/weights"
+        "reproduction.diagnostics --experiments flow --measurements growth --weights-dir results/weights"
     )
 
 
 def law(model: str, *steps: str) -> str:
     """These steps of `law.py` for one of its models."""
-    programs = [f"reproduction.law {step} --results-dir reference --models {model}" for step in steps]
+    programs = [f"reproduction.law {step} --models {model}" for step in steps]
     return _of_weights(model, *programs)
 
 

@@ -104,7 +104,7 @@ def _of_acrobot() -> Iterator[Claim]:
         yield Claim(text, source, saved, nfe, Above(0.01), percent, RUNS)
     for name, way in (("the seminorm", {}), ("`as-published`", {"norm": "as-published"})):
         yield Claim(
-            f"The loss is not affected by {name} on acrobot",
+            f"The loss after few epochs is not affected by {name} on acrobot",
             PAPER,
             "ratio of the test losses to those of `default`, over pairs of equal seed (in the logarithm)",
             comparison(*_ways("acrobot", *ACROBOT, **way), loss, is_share=False),

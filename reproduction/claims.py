@@ -23,7 +23,7 @@ NARROW = 0.05
 
 @dataclass(frozen=True)
 class Above:
-    """Confirmed if the whole interval lies above the bound, refuted if below; without an interval neither."""
+    """Confirmed if the whole interval lies above the bound, refuted if all of it lies below; else neither."""
 
     bound: float = 0.0
 
@@ -35,7 +35,7 @@ class Above:
 
 @dataclass(frozen=True)
 class Below:
-    """Confirmed if the whole interval lies below the bound, refuted if above; without an interval neither."""
+    """Confirmed if the whole interval lies below the bound, refuted if all of it lies above; else neither."""
 
     bound: float
 
@@ -47,7 +47,7 @@ class Below:
 
 @dataclass(frozen=True)
 class Within:
-    """Confirmed if the whole interval is within the margin about 0, refuted if it is wholly beyond."""
+    """Confirmed if the whole interval is within the margin about no difference, refuted if all of it is beyond."""
 
     margin: float
 
@@ -161,6 +161,9 @@ and as soon as they are there the claim is judged. The runs are smaller than the
 each claim. *At most* and *at least*: the number is a bound. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by
 chance: a single verdict is no proof. Where gradients are measured, the interval is over batches, for the weights that
 were there, and a verdict asks that each set of weights alone agrees.
+
+The commands write into `results/`. `python tables.py claims --results-dir results` judges what is there, and writes it
+over this page.
 """
 
 
@@ -216,8 +219,8 @@ def _alone(claim: Claim, low: float, high: float) -> str:
 
 def _in_words(claim: Claim) -> str:
     rule, text = claim.rule, " ".join(type(claim.rule).__doc__.split())
-    [bound] = vars(rule).values()
-    return f"{text} Here that is {claim.show(bound)}."
+    [(name, bound)] = vars(rule).items()
+    return f"{text} The {name} is {claim.show(bound)}."
 
 
 def _link(path: Path, directory: Path) -> str:

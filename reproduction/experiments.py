@@ -160,7 +160,7 @@ FLOW = Experiment(
         training_samples=55_000,
         batch_size=200,
         max_epochs=100,
-        caveat=", of which the epochs are known, with MNIST and batches as in FFJORD and as many runs as elsewhere",
+        caveat=" on MNIST, of which the epochs alone are known and the rest is assumed",
     ),
     time_axis=TimeAxis("$t$ (data at 0)", 0.0, 0.5, 20, 0.05, "0.05"),
     gradients=GradientSetting(
