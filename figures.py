@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from common import command_line, files
-from common.results import load_all
+from common.results import check_folder, load_all
 from reproduction import diagnostic_figures, flow_figures, law_figures, run_figures, time_figures
 from reproduction.experiments import EXPERIMENTS
 from reproduction.style import NothingToDraw, render
@@ -76,8 +76,7 @@ class Options(command_line.Paths):
 def main(options: Options) -> None:
     """Draws what can be drawn."""
     logging.basicConfig(format="%(message)s")
-    if not Path(options.results_dir).is_dir():
-        raise ValueError(f"results_dir is {options.results_dir}, but there is no such folder: train something first")
+    check_folder(options.results_dir)
     output = Path(options.output or Path(options.results_dir, "figures"))
     output.mkdir(parents=True, exist_ok=True)
     drawn = {}

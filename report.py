@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from common import command_line, files
+from common.results import check_folder
 from reproduction.page import make_page
 from reproduction.runs import PRESETS
 
@@ -33,8 +34,7 @@ def main(options: Options) -> None:
         OSError: if the page cannot be written.
     """
     logging.basicConfig(format="%(message)s")
-    if not Path(options.results_dir).is_dir():
-        raise ValueError(f"results_dir is {options.results_dir!r}, which is no folder: give that of the results files")
+    check_folder(options.results_dir)
     output = Path(options.output or Path(options.results_dir, "report.html"))
     page = make_page(options.results_dir, options.preset, output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common import command_line, files
-from common.results import load_all
+from common.results import check_folder, load_all
 from reproduction import claim_list, claims, typesetting
 from reproduction.evidence import Evidence
 from reproduction.experiments import EXPERIMENTS
@@ -185,6 +185,7 @@ def show(options: Show) -> None:
 
 def page(options: Page) -> None:
     """Puts the tables into docs/results.md; with `check`, only exits with 1 if other tables are there."""
+    check_folder(options.results_dir)
     results = load_all(options.results_dir).values()
     standing = begun(statuses(on_found_data(preset_runs(options.preset), results), options.results_dir))
     document = PAGE.read_text(encoding="utf-8")
@@ -198,6 +199,7 @@ def page(options: Page) -> None:
 
 def write_claims(options: Claims) -> None:
     """Writes the page of claims; with `check`, only exits with 1 if another is there."""
+    check_folder(options.results_dir)
     text = claims.page(claim_list.claims(), Evidence.of(options.results_dir), CLAIMS.parent).encode()
     if not options.check:
         files.replace(CLAIMS, text)

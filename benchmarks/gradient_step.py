@@ -7,7 +7,8 @@ more step of each tells how much memory it takes, on Linux, and how often it eva
 the very first took by the clock, compilation included.
 
 "% of the floor" is what the field's matrix products alone would take, over what the step took: those of one evaluation
-forward, and three times as many for one backward, timed in the same rounds.
+forward, and three times as many for one backward, timed in the same rounds. `discrete` has none: its products of the
+way back are more than its evaluations there.
 """
 
 import importlib.metadata
@@ -60,6 +61,8 @@ SUMMARY = {
 """The contestants that docs/benchmark.md shows, and what it calls them."""
 
 
+BUILDERS = {"acrobot": symplectic_ode_net, "network": neural_ode, "flow": continuous_flow}
+"""What makes a problem that is no batch size of the Neural CDE, given the number of rounds."""
 SUMMARY_BEGIN, SUMMARY_END = "<!-- gradient step: begin -->", "<!-- gradient step: end -->"
 """What stands between them in a file of the output stands in docs/benchmark.md too."""
 
@@ -123,7 +126,8 @@ def compare(problem: Problem, clock: Callable[[], float]) -> pandas.DataFrame:
         mebibytes, evaluations = peak_growth(contestant.count)
         ratios = [base / own for base, own in zip(baseline, taken, strict=True)]
         is_counted = isinstance(evaluations, tuple)
-        shares = [_share(evaluations, *floor) / own for floor, own in zip(floors, taken, strict=True) if is_counted]
+        has_floor = is_counted and "discrete" not in contestant.name
+        shares = [_share(evaluations, *floor) / own for floor, own in zip(floors, taken, strict=True) if has_floor]
         rows.append(
             {
                 "gradient step": contestant.name,
@@ -184,13 +188,18 @@ def main(
         problems: batch sizes of the Neural CDE, "acrobot" for the Symplectic ODE-Net, "network" for a neural ODE,
             "flow" for a continuous normalising flow.
         cores: how many cores, with a thread on each. On one, CPU seconds are compared, else seconds by the clock.
-        output: folder in which what is printed is kept too, in a file for each kind of CPU.
+        output: folder in which what is printed is kept too, in a file for each kind of CPU, problem by problem.
     """
-    available = sorted(os.sched_getaffinity(0))
+    for name in problems:
+        if name not in BUILDERS and not (name.isdigit() and int(name)):
+            arguments.refuse("problems", name, f"a batch size, or one of {', '.join(BUILDERS)}")
+    has_affinity = hasattr(os, "sched_setaffinity")  # not on macOS
+    available = sorted(os.sched_getaffinity(0)) if has_affinity else range(os.cpu_count())
     cores = arguments.whole_number("cores", cores, maximum=len(available))
     rounds = arguments.whole_number("rounds", rounds)
     torch.set_num_threads(cores)
-    os.sched_setaffinity(0, available[:cores])
+    if has_affinity:
+        os.sched_setaffinity(0, available[:cores])
     if cores == 1:
         # Read when jax is first used.
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -199,37 +208,31 @@ def main(
     packages = [name for name in ("torch", "torchdiffeq", "diffrax", "jax") if is_installed(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     data = "synthetic recordings" if data_root == "synthetic" else "real recordings"
-    parts = [
+    head = (
         f"# {seconds} of one gradient step\n{machine['device_name']}, {cores} of its cores; "
         f"Python {platform.python_version()}, {versions}; commit {machine['commit']}; {data}"
-    ]
+    )
     if not is_installed("diffrax"):
-        parts[0] += "\n\ndiffrax is left out: it is not installed (`pip install -r requirements-bench.txt`)."
-    print(parts[0])
-    tables = {}
+        head += "\n\ndiffrax is left out: it is not installed (`pip install -r requirements-bench.txt`)."
+    print(head)
+    on_cores = "" if cores == 1 else f"-{cores}-cores"
+    tables, parts = {}, []
     with tempfile.TemporaryDirectory() as empty:
         # What an earlier run has compiled is compiled again.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
         for name in problems:
-            if name == "acrobot":
-                problem = symplectic_ode_net(rounds)
-            elif name == "network":
-                problem = neural_ode(rounds)
-            elif name == "flow":
-                problem = continuous_flow(rounds)
-            else:
-                problem = neural_cde(int(name), data_root, rounds)
+            problem = BUILDERS[name](rounds) if name in BUILDERS else neural_cde(int(name), data_root, rounds)
             tables[problem.title] = compare(problem, clock)
             num_rounds = f"{problem.num_rounds} round{'s' if problem.num_rounds > 1 else ''}"
             parts.append(f"### {problem.title}, {num_rounds}\n{_markdown(tables[problem.title])}")
             print(f"\n{parts[-1]}", flush=True)
-    parts.insert(1, f"{SUMMARY_BEGIN}\n{summarise(tables)}\n{SUMMARY_END}")
-    print(f"\n{parts[1]}")
+            summary = f"{SUMMARY_BEGIN}\n{summarise(tables)}\n{SUMMARY_END}"
+            if output is not None:
+                path = output / f"gradient_step-{kind_of_cpu()}{on_cores}.md"
+                output.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n\n".join([head, summary, *parts]) + "\n")
+    print(f"\n{summary}")
     if output is not None:
-        on_cores = "" if cores == 1 else f"-{cores}-cores"
-        path = output / f"gradient_step-{kind_of_cpu()}{on_cores}.md"
-        output.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(parts) + "\n")
         print(f"\nKept in {path}")
 
 

@@ -147,6 +147,15 @@ def _name_of(text: str) -> str:
     return name
 
 
+def check_folder(results_dir: str | os.PathLike) -> None:
+    """Refuses, by a ValueError, a folder of results that is not there: it may be mistyped."""
+    if not os.path.isdir(results_dir):
+        raise ValueError(
+            f"results_dir is {os.fspath(results_dir)!r}, but there is no such folder: train something first, or give "
+            "that of the results files"
+        )
+
+
 def make_directory(results_dir: str, experiment: str, condition: str) -> Path:
     """Makes the folder for the runs of one condition of an experiment.
 

@@ -57,17 +57,34 @@ def read(
     directory = Path(results_dir, "diagnostics")
     selection = f" --measurements {measurement}" if command == "reproduction.diagnostics" else ""
     remedy = f"`python -m {command} --results-dir {results_dir}{selection}`"
+    paths = {experiment: directory / f"{measurement}-{experiment}.json" for experiment in names}
+    records = read_all(paths, HOLDS.get(measurement, "rows"), remedy)
+    if not records:
+        raise NothingToDraw(f"There is no {measurement}-*.json in {directory}: make it by {remedy}.")
+    return records
+
+
+HOLDS = {"step_errors": "steps", "control": "motion", "law": "cases", "law_predictions": "settings"}
+"""What a file of a measurement must have, where that is not `rows`."""
+
+
+def read_all(paths: Mapping[str, Path], holds: str, remedy: str) -> dict[str, dict[str, Any]]:
+    """What these files hold, as far as they are there; `holds` must be in each, and `remedy` makes one.
+
+    Raises:
+        NothingToDraw: if a file is damaged.
+    """
     records = {}
-    for experiment in names:
-        path = directory / f"{measurement}-{experiment}.json"
+    for name, path in paths.items():
         try:
-            records[experiment] = json.loads(path.read_bytes())
+            record = json.loads(path.read_bytes())
         except FileNotFoundError:
             continue
         except ValueError as error:
             raise NothingToDraw(f"{path} is not strict JSON ({error}): measure it again by {remedy}.") from error
-    if not records:
-        raise NothingToDraw(f"There is no {measurement}-*.json in {directory}: make it by {remedy}.")
+        if not isinstance(record, dict) or holds not in record:
+            raise NothingToDraw(f"{path} has no {holds!r}: move it away, and measure it again by {remedy}.")
+        records[name] = record
     return records
 
 

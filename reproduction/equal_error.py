@@ -149,8 +149,8 @@ class Options(command_line.Paths):
 
     results_dir: str = "results"
     """Folder of the results, where it is saved in `diagnostics`."""
-    weights_dir: str = "results"
-    """Folder of the results files that have their weights beside them."""
+    weights_dir: str | None = None
+    """Folder of the results files that have their weights beside them; that of the results if not given."""
     data_root: str | None = None
     """Where the Speech Commands recordings are now; where the run had them if not given."""
     experiments: tuple[Literal[tuple(MEASURED)], ...] = tuple(MEASURED)
@@ -172,8 +172,9 @@ def main(options: Options) -> None:
 
 def measure(experiment: str, options: Options) -> None:
     """What the file of this experiment lacks, the first batch of every seed first."""
+    weights_dir = options.weights_dir or options.results_dir
     measured, path = MEASURED[experiment], path_of(options.results_dir, MEASUREMENT, experiment)
-    runs = {run.config.seed: run for run in trained_seeds(options.weights_dir, experiment, data_root=options.data_root)}
+    runs = {run.config.seed: run for run in trained_seeds(weights_dir, experiment, data_root=options.data_root)}
     saved = json.loads(path.read_bytes()) if path.exists() else {"rows": []}
     check_weights(path, saved, experiment, next(iter(runs.values())).results.config)
     if saved["rows"] and not _is_of(saved, measured):
@@ -187,7 +188,7 @@ def measure(experiment: str, options: Options) -> None:
         batch = batch_of(run.test_set(), measured.batch_size, number)
         rows = measure_batch(measured, run.model(), batch, EXPERIMENTS[experiment].gradients.loss_function)
         saved = {
-            "run": run.path.parent.relative_to(options.weights_dir).as_posix(),
+            "run": run.path.parent.relative_to(weights_dir).as_posix(),
             "config": {name: value for name, value in run.results.config.items() if name != "seed"},
             "provenance": provenance.describe(torch.device("cpu")),
             "batch_size": measured.batch_size,

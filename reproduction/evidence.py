@@ -142,7 +142,12 @@ class Evidence:
     def measurement(self, name: str, subject: str, group: str | None = None) -> tuple[Path, dict[str, Any]] | None:
         """A file of `diagnostics` and what it holds."""
         path = path_of(self.results_dir, name, subject, group)
-        return (path, json.loads(path.read_bytes())) if path.exists() else None
+        try:
+            return path, json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{path} is not strict JSON ({error}): move it away and measure it again") from error
 
     def fair(self, experiment: str, cost: Cost, seed: int | None = None) -> Mapping[tuple[str, float], Fair]:
         """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured.

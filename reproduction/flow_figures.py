@@ -1,7 +1,6 @@
 """Pictures of what flows have learnt, from the measurement `samples`: densities and samples of toys, images, frames."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .diagnostic_figures import read_all
 from .experiments import FLOW
 from .style import GREY, WIDTH, NothingToDraw, styled
 
@@ -31,17 +31,11 @@ def read(results_dir: str, *, of_images: bool) -> Records:
     """
     options = f"--results-dir {results_dir} --experiments flow --measurements samples"
     remedy = f"`python -m reproduction.diagnostics {options}`"
-    records = {}
-    for group in FLOW.measured_groups:
-        path = Path(results_dir, "diagnostics", FLOW.file_name("samples", group))
-        try:
-            record = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise NothingToDraw(f"{path} is not strict JSON ({error}): measure it again by {remedy}.") from error
-        if ("num_levels" in record) == of_images:
-            records[group] = record
+    paths = {
+        group: Path(results_dir, "diagnostics", FLOW.file_name("samples", group)) for group in FLOW.measured_groups
+    }
+    found = read_all(paths, "samples", remedy)
+    records = {group: record for group, record in found.items() if ("num_levels" in record) == of_images}
     if not records:
         what, where = "images" if of_images else "toys", Path(results_dir, "diagnostics")
         raise NothingToDraw(f"There are no samples of {what} in {where}: make them by {remedy}.")

@@ -125,8 +125,8 @@ class Options(command_line.Paths):
     """Grid: the measurements. Predict: from these, what the seminorm saves at further settings. Check: measure that."""
     results_dir: str = "results"
     """Folder of the results, where it is saved in `diagnostics`."""
-    weights_dir: str = "results"
-    """Folder of the results files that have their weights beside them."""
+    weights_dir: str | None = None
+    """Folder of the results files that have their weights beside them; that of the results if not given."""
     data_root: str | None = None
     """Where the Speech Commands recordings are now; where the run had them if not given."""
     models: tuple[Literal[MODELS], ...] = MODELS
@@ -135,8 +135,9 @@ class Options(command_line.Paths):
 
 def main(options: Options) -> None:
     """Makes the step for the models asked for."""
+    weights_dir = options.weights_dir or options.results_dir
     for name in options.models:
-        subject = subject_of(name, options.weights_dir, options.data_root)
+        subject = subject_of(name, weights_dir, options.data_root)
         step = {"grid": measure_grid, "predict": predict, "check": check}[options.step]
         step(name, subject, GRIDS[name], options.results_dir)
 

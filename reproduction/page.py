@@ -27,7 +27,7 @@ from common.results import Results, load_all
 from . import gpu, typesetting
 from .captions import ANIMATIONS, CAPTIONS, caption
 from .experiments import EXPERIMENTS
-from .runs import PRESETS, identity_of, preset_runs, way_of
+from .runs import PRESETS, identity_of, preset_runs, way_of, whole_config
 from .status import Status, on_found_data, statuses
 from .style import LOOKS, NothingToDraw, render
 from .summary import collect
@@ -58,6 +58,7 @@ def make_page(results_dir: str, preset: str, directory: Path) -> str:
         headlines=list(_headlines(tables, _titles(collected))),
         coverage=coverage,
         norms=[norm for norm in LOOKS if any(norm in row["states"] for row in coverage)],
+        failures=list(_failures(standing)),
         machines=_machines(results.values()),
         legend=typesetting.LEGEND,
         tables=[*tables, *gpu.tables(results_dir)],
@@ -79,8 +80,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"prose": _prose, "norm": _norm, "date": _date}
-    titles = {experiment: card.title for experiment, card in EXPERIMENTS.items()}
-    environment.globals |= {"titles": titles, "tolerances": tolerances, "is_number": is_number}
+    environment.globals |= {"tolerances": tolerances, "is_number": is_number}
     return environment.get_template("report.html.jinja")
 
 
@@ -109,7 +109,7 @@ def _titles(collected: pandas.DataFrame) -> list[str]:
 
 
 def _headlines(tables: Sequence[Table], titles: Sequence[str]) -> Iterator[dict[str, str | None]]:
-    """What the tables say of the trick, and of what was published as the trick: one for each pair of tolerances."""
+    """What the tables say of the trick, and of what was published as the trick: one for each pair and length."""
     by_title = {table.title: table.frame.to_dict("records") for table in tables}
     for title in titles:
         papers = {
@@ -124,6 +124,7 @@ def _headlines(tables: Sequence[Table], titles: Sequence[str]) -> Iterator[dict[
                 yield {
                     "title": title,
                     "tolerances": row["rtol, atol"],
+                    "epochs": row["epochs"],
                     "norm": row["norm"],
                     "share": share,
                     "interval": interval.partition(",")[0],
@@ -134,17 +135,40 @@ def _headlines(tables: Sequence[Table], titles: Sequence[str]) -> Iterator[dict[
 
 
 def _coverage(collected: pandas.DataFrame) -> list[dict[str, Any]]:
-    """How it stands with the runs of each norm, for each experiment and pair of tolerances."""
+    """How it stands with the runs of each norm, for each experiment, pair of tolerances and length."""
     rows = []
-    keys = ["experiment", "group", "rtol", "atol"]
-    for (experiment, group, rtol, atol), runs in collected.groupby(keys, sort=False):
+    keys = ["experiment", "group", "rtol", "atol", "max_epochs"]
+    for (experiment, group, rtol, atol, max_epochs), runs in collected.groupby(keys, sort=False):
         states = {}
         for run in runs.itertuples():
             states.setdefault(run.way, []).append(run.status)
         rows.append(
-            {"title": EXPERIMENTS[experiment].title_of(group), "tolerances": tolerances(rtol, atol), "states": states}
+            {
+                "title": EXPERIMENTS[experiment].title_of(group),
+                "tolerances": tolerances(rtol, atol),
+                "epochs": max_epochs,
+                "states": states,
+            }
         )
     return rows
+
+
+def _failures(standing: Sequence[Status]) -> Iterator[dict[str, Any]]:
+    """Which runs of the preset stand as failed, and why."""
+    for status in standing:
+        if status.state == "failed":
+            yield {**_described(status.run.experiment, vars(status.run.config)), "reason": status.reason}
+
+
+def _described(experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from others for people."""
+    card = EXPERIMENTS.get(experiment)
+    group = card.group(whole_config(experiment, config)) if card else ""
+    return {
+        "experiment": f"{experiment}, {group}" if group else experiment,
+        "norm": way_of(config),
+        **{name: config[name] for name in ("rtol", "atol", "seed", "max_epochs")},
+    }
 
 
 def _machines(results: Iterable[Results]) -> list[dict[str, Any]]:
@@ -232,9 +256,7 @@ def _recorded(results: Mapping[Path, Results], standing: Sequence[Status], direc
     for path, result in results.items():
         test = result.test_metrics or {}
         yield {
-            "experiment": result.experiment,
-            "norm": way_of(result.config),
-            **{name: result.config[name] for name in ("rtol", "atol", "seed")},
+            **_described(result.experiment, result.config),
             "status": result.status,
             "reason": result.failure,
             "in_preset": _identity(result) in preset,
@@ -256,11 +278,9 @@ def _unrecorded(results: Iterable[Results], standing: Sequence[Status]) -> Itera
     failed = {_identity(result) for result in results if result.status == "failed"}
     for status in standing:
         if status.state != "done" and status.run.identity not in failed:
-            config = status.run.config
             yield {
-                "experiment": status.run.experiment,
-                "norm": status.run.way,
-                **{name: getattr(config, name) for name in ("rtol", "atol", "seed")},
+                **_described(status.run.experiment, vars(status.run.config)),
+                "epochs": 0,
                 "status": status.state,
                 "reason": status.reason,
                 "in_preset": True,

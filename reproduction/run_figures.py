@@ -47,7 +47,7 @@ def comparable(results: Iterable[Results], experiment: str, group: str = "") -> 
 
     They have the same data, model and batches, and are those which saw the most samples in all. At one pair of
     tolerances they have the same `max_epochs`, that of most runs beside which there is the norm default, and among
-    equals the largest. Of several that are the same the one with the most epochs counts.
+    equals the largest. Of several results of one run the latest count, as in the tables.
     """
     group_of = EXPERIMENTS[experiment].group
     mine = [
@@ -68,12 +68,13 @@ def comparable(results: Iterable[Results], experiment: str, group: str = "") -> 
             f"--norm seminorm{card.options_of(group)}`, or all by `python tables.py run cpu`."
         )
     chosen = max(
-        map(_of_one_length, groups.values()), key=lambda runs: sum(len(r.epochs) * num_batches_of(r) for r in runs)
+        map(_of_one_length, groups.values()),
+        key=lambda runs: sum(len(run.epochs) * run.train_metrics.dataset_size for run in runs),
     )
     if len(mine) > len(chosen):
         logger.warning(
-            "%d of %d runs of %s are not drawn: unfinished, repeated, or of another length, other data, models or "
-            "batches.",
+            "%d of %d runs of %s are not drawn: unfinished, repeated, or of another length, other data, models, "
+            "methods or batches.",
             len(mine) - len(chosen), len(mine), EXPERIMENTS[experiment].title_of(group),
         )  # fmt: skip
     return chosen
@@ -82,7 +83,7 @@ def comparable(results: Iterable[Results], experiment: str, group: str = "") -> 
 def _of_one_length(results: Iterable[Results]) -> list[Results]:
     """Those of one `max_epochs` at each pair of tolerances, each once; see `comparable`."""
     by_pair: dict[tuple, dict[int, dict[tuple, Results]]] = {}
-    for result in sorted(results, key=lambda result: len(result.epochs)):
+    for result in sorted(results, key=lambda result: result.start_time):
         config = result.config
         lengths = by_pair.setdefault((config["rtol"], config["atol"]), {})
         lengths.setdefault(config["max_epochs"], {})[way_of(config), config["seed"]] = result

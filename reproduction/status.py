@@ -1,5 +1,6 @@
 """What a results folder says of runs: done, failed or missing, and how long they take; worker, sweep and tables ask."""
 
+import contextlib
 import json
 import time
 from collections import defaultdict
@@ -78,7 +79,8 @@ def _last_end(run: Run, attempts: list[Results], results_dir: str) -> tuple[floa
     """When the last attempt at a run ended, and why if it failed."""
     ends = [(results.start_time + (results.timespan or 0.0), results.failure) for results in attempts]
     crashed = run.path(results_dir, CRASHED)
-    if crashed.exists():
+    # A worker that begins takes it away, at any time.
+    with contextlib.suppress(FileNotFoundError):
         reason, _, digest = crashed.read_text(encoding="utf-8").partition("\n")
         if not digest or run.digest in (None, digest):
             ends.append((crashed.stat().st_mtime, reason))

@@ -1,7 +1,8 @@
 """How every figure looks, and how it becomes a file or part of a page; the figure modules and the report use it.
 
-The colours are Okabe and Ito's, told apart by colour-blind readers. A norm has its own colour, line and marker in all
-figures; what is no norm never has a norm's colour. Nothing here touches matplotlib's global state.
+The colours are Okabe and Ito's, told apart by colour-blind readers. In the figures of this package a norm has its own
+colour, line and marker; what is no norm may have that colour where no norm is drawn. Nothing here touches matplotlib's
+global state.
 """
 
 import io

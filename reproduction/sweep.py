@@ -21,7 +21,7 @@ from common.records import one_line
 from common.results import load_all, make_directory
 
 from .runs import Run
-from .status import CRASHED, Status, estimated_seconds, statuses, time_after_failures
+from .status import CRASHED, Status, estimated_seconds, on_found_data, statuses, time_after_failures
 
 BUSY_SECONDS = 10.0
 """How long to wait before trying again what other processes are at."""
@@ -188,8 +188,10 @@ class _Display:
         return [identity for identity, status in self.known.items() if status.state in states]
 
     def _estimate(self) -> None:
-        runs = [status.run for status in self.known.values()]
-        seconds = estimated_seconds(runs, load_all(self.results_dir).values(), self.device)
+        results = load_all(self.results_dir).values()
+        # On a cluster the data are not known here, but completed runs tell which they are.
+        runs = on_found_data([status.run for status in self.known.values()], results)
+        seconds = estimated_seconds(runs, results, self.device)
         self.estimates = {
             identity: self.guesses.get(identity) if second is None else second
             for identity, second in zip(self.known, seconds, strict=True)

@@ -1,5 +1,6 @@
 """Where in a solve's time finished runs evaluate, accept and reject: one more figure like those of `run_figures.py`."""
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,11 +29,11 @@ def time_histogram(results: Sequence[Results], kind: str) -> np.ndarray:
     """How many backward times of a kind of `KINDS` a mean gradient step has in each bin, (num_bins,).
 
     Times are those of the first batch of every measured epoch of training, where the files have at most 256 of each.
-    They give the shape; the sum is exact: what all batches of these epochs had on average.
+    They give the shape; the sum is `mean_count`. Where no first batch had any the shape is not known, and all are 0.
     """
     axis = EXPERIMENTS[results[0].experiment].time_axis
     limits = (axis.start, axis.end)
-    shape, total, num_measured = np.zeros(axis.num_bins), 0.0, 0
+    shape = np.zeros(axis.num_bins)
     for result in results:
         num_batches = num_batches_of(result)
         for entry in result.history:
@@ -40,9 +41,14 @@ def time_histogram(results: Sequence[Results], kind: str) -> np.ndarray:
             if times:
                 counted, _ = np.histogram(np.clip(times, *limits), axis.num_bins, limits)
                 shape += counted * (count / len(times))
-            total += count
-            num_measured += 1
-    return shape * (total / shape.sum() / num_measured) if shape.any() else shape
+    return shape * (mean_count(results, kind) / shape.sum()) if shape.any() else shape
+
+
+def mean_count(results: Sequence[Results], kind: str) -> float:
+    """How many of a kind of `KINDS` a gradient step has on average, over all batches of the measured epochs."""
+    return statistics.mean(
+        entry.train_metrics[COUNTS[kind]] / num_batches_of(result) for result in results for entry in result.history
+    )
 
 
 @styled
@@ -50,7 +56,7 @@ def solver_times(results: Sequence[Results]) -> Figure:
     """Where in time the backward solve evaluates, accepts and rejects, `default` beside `seminorm`.
 
     A row for each pair of tolerances, a column for each kind of `KINDS`; see `time_histogram`. The numbers above are
-    sums over time: what a mean gradient step has.
+    those of `mean_count`.
     """
     axis = EXPERIMENTS[results[0].experiment].time_axis
     by_tolerances: dict[tuple, dict[str, list[Results]]] = {}
@@ -73,7 +79,7 @@ def solver_times(results: Sequence[Results]) -> Figure:
             totals = []
             for norm in ("default", "seminorm"):
                 histogram = time_histogram(by_norm[norm], kind)
-                total = histogram.sum()
+                total = mean_count(by_norm[norm], kind)
                 totals.append(f"{norm} {total:,.0f}" if total == 0 or total >= 10 else f"{norm} {total:.1f}")
                 look = LOOKS[norm]
                 if norm == "default":

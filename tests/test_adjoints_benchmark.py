@@ -218,7 +218,8 @@ def test_a_contestant_whose_package_is_missing_is_skipped_by_name(monkeypatch, t
     absent = types.SimpleNamespace(**{**vars(TOY), "PACKAGES": ("no_such_package",)})
     monkeypatch.setattr(names, "_modules", lambda package: [absent] if package is names.contestants else PROBLEMS)
     monkeypatch.setattr(sessions.os, "sched_setaffinity", lambda *_: None)
-    sessions.run(problems=("decay",), contestants=("toy, right",), tolerances=(1e-3,), output=tmp_path)
+    with pytest.raises(ValueError, match="none of the contestants asked for is installed"):
+        sessions.run(problems=("decay",), contestants=("toy, right",), tolerances=(1e-3,), output=tmp_path)
     assert "toy, right is left out: no_such_package is not installed" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -348,3 +349,13 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
     path.write_text(json.dumps({"problem": "decay"}))
     with pytest.raises(ValueError, match=r"cannot be read as results, so move it away: .*lacks 'agreement'"):
         results.load(path)
+
+
+def test_seconds_are_those_of_one_step_though_a_turn_has_several(monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(measuring.time, "process_time", lambda: clock.now)
+
+    def step():
+        clock.now += 0.005
+
+    assert measuring._turn(types.SimpleNamespace(step=step, repetitions=4)) == pytest.approx(0.005)

@@ -94,7 +94,13 @@ def test_what_is_beyond_the_curve_has_a_bound_alone():
 
 def test_the_figure_names_bounds():
     rows = [*default_curve(), row("discrete", 1e-2, 50, 1e-9), row("seminorm", 1e-2, 50, 10.0)]
-    *_, ratios = law_figures.equal_error({"speech_commands": {"rows": rows}}).axes
+    for each in rows:
+        each["cpu_seconds"] = 1.0
+    by_nfe, by_seconds, ratios = law_figures.equal_error({"speech_commands": {"rows": rows}}).axes
+    assert list(by_nfe.get_lines()[0].get_xdata()) == pytest.approx([100, 1000, 10000])
+    assert {*by_seconds.get_lines()[0].get_xdata()} == {1.0}
+    places = [line.get_xdata()[0] for line in ratios.get_lines() if line.get_marker() not in ("None", None)]
+    assert places == pytest.approx([0.005, 0.5]), "of the evaluations"
     assert [label.get_text() for label in ratios.get_yticklabels()] == ["discrete", "seminorm"]
     arrows = [(arrow.xyann[1], arrow.xy[0] / arrow.xyann[0]) for arrow in ratios.texts]
     assert arrows == [(0, pytest.approx(0.85)), (1, pytest.approx(1 / 0.85))], "to where the bound leaves it open"

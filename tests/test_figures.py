@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from common.results import SCHEMA, Epoch, HistoryEntry, Metrics, Results
 from reproduction import diagnostic_figures, run_figures, time_figures
 from reproduction.style import LOOKS, NothingToDraw, render
 
+REFERENCE = Path(__file__).parents[1] / "reference"
 NUM_BATCHES = 10
 BATCH_SIZE = 128
 DIRECTIONS = ("forward", "backward")
@@ -82,6 +85,9 @@ def test_each_pair_of_tolerances_has_its_panel():
     first, second = run_figures.backward_nfe(runs).axes
     assert lines(first)["seminorm"] == pytest.approx([1300, 2600])
     assert lines(second)["seminorm"] == pytest.approx([50, 60, 70])
+    runs[0].history[0].val_metrics.loss = 9.0
+    losses = run_figures.learning(runs).axes[2]
+    assert [line.get_ydata()[0] for line in losses.get_lines() if line.get_marker() != "None"] == [9.0]
     assert len(run_figures.learning(runs).axes) == 4
     assert len(run_figures.learning([run("seminorm", experiment=acrobot)]).axes) == 1
 
@@ -137,6 +143,17 @@ def test_only_completed_runs_of_one_kind_are_compared_and_the_others_are_told(ca
     assert "5 of 8 runs of Neural CDE on Speech Commands" in caplog.text
 
 
+def test_the_most_samples_count_not_the_most_steps():
+    runs, many = [run("default"), run("seminorm")], run("seminorm", batch_size=8)
+    assert run_figures.comparable([*runs, many], "speech_commands") == runs
+
+
+def test_of_several_results_of_a_run_the_latest_is_drawn():
+    first, again = run("default"), run("default")
+    first.start_time = 2.0
+    assert run_figures.comparable([first, again], "speech_commands") == [first]
+
+
 def test_at_a_pair_of_tolerances_the_length_of_most_runs_with_the_default_is_drawn():
     both = ("default", "seminorm")
     most = [run(norm, seed, nfe=(1, 2)) for norm in both for seed in (0, 1)]
@@ -169,6 +186,8 @@ def test_tolerances_are_compared_over_the_epochs_that_all_runs_have():
     assert lines(absolute)["default"] == pytest.approx([800, 250])  # at 1e-4, 1e-3
     assert relative.get_lines()[0].get_ydata() == pytest.approx([8, 5])
     assert "epochs 1 to 2" in absolute.get_ylabel()
+    assert absolute.xaxis_inverted()
+    assert relative.xaxis_inverted()
     # Another absolute tolerance beside one of more runs is another condition.
     absolute, _ = run_figures.nfe_by_tolerance([*runs, run("default", atol=1e-8, nfe=(9000, 9000))]).axes
     assert lines(absolute)["default"] == pytest.approx([800, 250])
@@ -196,6 +215,18 @@ def test_nothing_rejected_is_no_histogram_and_still_a_figure():
         entry.train_metrics.backward_rejected, entry.train_metrics.backward_reject_ts = 0, []
     assert time_figures.time_histogram(runs, "backward_reject_ts").sum() == 0
     assert "default 0, seminorm 0" in time_figures.solver_times(runs).axes[2].get_title()
+    # That the first batches had none does not say that the others had none.
+    for entry in runs[0].history:
+        entry.train_metrics.backward_rejected = 3 * NUM_BATCHES
+    assert "default 3.0, seminorm 0" in time_figures.solver_times(runs).axes[2].get_title()
+
+
+def test_densities_in_time_are_for_its_unit():
+    runs = [run("default"), run("seminorm")]
+    drawn = time_figures.solver_times(runs).axes[0].patches[0]
+    [width] = set(np.diff(drawn.get_data().edges).round(9))
+    whole = (drawn.get_data().values * width).sum()
+    assert whole == pytest.approx(time_figures.time_histogram(runs[:1], "backward_ts").sum())
 
 
 def motion(num_rows=401):
@@ -225,6 +256,38 @@ def test_the_error_of_a_gradient_is_its_median_over_the_batches():
     errors, evaluations = diagnostic_figures.gradient_errors({"acrobot": {"rows": rows}}).axes
     assert errors.get_lines()[0].get_xydata() == pytest.approx(np.array([[30, 0.3], [30, 0.3]]))
     assert evaluations.get_lines()[0].get_xydata() == pytest.approx(np.array([[1e-3, 20], [1e-2, 20]]))
+
+
+def test_shares_of_steps_are_stacked():
+    records = {"acrobot": json.loads((REFERENCE / "diagnostics" / "step_errors-speech_commands.json").read_bytes())}
+    [*_, shares] = diagnostic_figures.step_errors(records).axes
+    bars = sorted((round(patch.get_y(), 6), patch.get_x(), patch.get_width()) for patch in shares.patches)
+    for _, row in itertools.groupby(bars, key=lambda bar: bar[0]):
+        ends = [(left, left + width) for _, left, width in row if width]
+        assert ends[0][0] == 0
+        assert ends[-1][1] == pytest.approx(100)
+        assert all(before[1] == pytest.approx(after[0]) for before, after in itertools.pairwise(ends))
+
+
+def test_a_likelihoods_error_is_not_the_gradients():
+    rows = [
+        dict(integrals=way, rtol=rtol, forward_nfe=10, backward_nfe=20, error=1.0, likelihood_error=2.0)
+        for way in ("none", "backward", "unweighed")
+        for rtol in (1e-3, 1e-4)
+    ]
+    likelihood, gradient = diagnostic_figures.integrals({"flow": {"rows": rows}}).axes
+    assert {*likelihood.get_lines()[0].get_ydata()} == {2.0}
+    assert {*gradient.get_lines()[0].get_ydata()} == {1.0}
+    assert gradient.get_lines()[0].get_xdata()[0] == 30
+
+
+def test_a_foreign_file_among_the_measurements_is_a_sentence(tmp_path):
+    path = tmp_path / "diagnostics" / "gradient_errors-acrobot.json"
+    path.parent.mkdir()
+    for content, sentence in (("{}", "has no 'rows': move it away"), ("[", "is not strict JSON")):
+        path.write_text(content)
+        with pytest.raises(NothingToDraw, match=sentence):
+            diagnostic_figures.read(str(tmp_path), "gradient_errors")
 
 
 def write(results_dir, name, run):
@@ -258,6 +321,13 @@ def test_the_command_draws_what_it_can_and_says_what_the_rest_lacks(tmp_path, ca
         "flow.gif",
     ]
     assert [name for name in lacking if name not in flows] == others
+
+
+def test_figures_may_lie_elsewhere(tmp_path):
+    write(tmp_path, "a", run("default"))
+    with pytest.raises(SystemExit):
+        figures.main(figures.Options(str(tmp_path), output=str(tmp_path / "drawn")))
+    assert (tmp_path / "drawn" / "speech_commands-learning.png").exists()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

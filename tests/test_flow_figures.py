@@ -51,6 +51,13 @@ def test_images_are_levels(of_images):
     assert 0 <= samples.min() <= samples.max() <= 16
 
 
+def test_a_density_lies_as_its_points_do(of_points):
+    of_points["density"][30][60] = 7.0
+    [image] = [image for ax in flow_figures.densities({"checkerboard": of_points}).axes for image in ax.get_images()]
+    assert image.origin == "lower"
+    assert image.get_array()[30, 60] == 7.0
+
+
 def test_evaluations_grow_with_the_weights():
     config = flow.Config("cpu", "discrete", rtol=1e-3, atol=1e-3, data="checkerboard", width=8, batch_size=20)
     trained = flow.build(config).eval()

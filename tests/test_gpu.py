@@ -59,3 +59,17 @@ def test_without_a_gpu_it_says_so(capsys, tmp_path):
     gpu.main(gpu.Options(results_dir=str(tmp_path)))
     assert "No GPU" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_columns_have_what_their_headings_say():
+    row = dict(experiment="acrobot", batch_size=8, way="w", forward_nfe=1, backward_nfe=2, milliseconds=3, mebibytes=4)
+    [text] = gpu.table([row | {"difference": 0.0}]).to_dict("records")
+    assert (text["NFE"], text["ms"], text["MiB"], text["difference"]) == ("1 + 2", "3", "4", "0e+00")
+
+
+def test_tests_that_failed_are_told(rows, tmp_path):
+    record = {"provenance": {"device_name": "a card"}, "rounds": 1, "seconds_of_two_epochs": 30.0}
+    for passed, word in ((True, "need a GPU passed"), (False, "need a GPU FAILED")):
+        content = {**record, "tests_passed": passed, "rows": list(rows.values())}
+        (tmp_path / gpu.FILE).write_text(json.dumps(content))
+        assert word in gpu.tables(str(tmp_path))[0].notes[0]

@@ -1,5 +1,6 @@
 """The benchmark's tables, and what docs/benchmark.md shows of them."""
 
+import functools
 import subprocess
 import sys
 import time
@@ -9,10 +10,15 @@ import pandas
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
+import acrobot
+import flow
+import speech_commands
 from benchmarks import gradient_step, problems
 from benchmarks.gradient_step import SUMMARY_BEGIN, SUMMARY_END
 from benchmarks.problems import Contestant, Problem
+from datasets import acrobot as acrobot_data
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,7 +94,7 @@ def test_stock_torchdiffeq_counts_and_gives_the_same():
 
 
 def test_what_is_printed_is_kept(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gradient_step, "neural_ode", problem)
+    monkeypatch.setitem(gradient_step.BUILDERS, "network", problem)
     ticks = iter(range(1_000_000))
     monkeypatch.setattr(time, "process_time", lambda: next(ticks))
     monkeypatch.setattr(gradient_step, "kind_of_cpu", lambda: "amd")
@@ -135,3 +141,79 @@ def test_the_page_has_the_summary_of_each_kind_of_cpu(path):
     page = (ROOT / "docs" / "benchmark.md").read_text()
     assert summary_of(path.read_text()) in page, f"paste the part between the markers of {path} into the page"
     assert f"(../{path.relative_to(ROOT)})" in page
+
+
+def test_medians_and_ranges_are_over_the_rounds(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(gradient_step._Floor, "measure", lambda floor, clock: (0.01, 0.03))
+    times = {"torchdiffeq, its default norm": [9.0, 4.0, 10.0, 4.0], "ours, discrete": [9.0, 2.0, 2.0, 4.0]}
+
+    def contestant(name):
+        left = iter(times[name])
+        return Contestant(name, lambda: clock.take(next(left)), lambda: (10, 20))
+
+    table = gradient_step.compare(Problem("A problem", [*map(contestant, times)], [], 3), clock)
+    first, own = table.to_dict("records")
+    assert (first["seconds"], own["seconds"]) == ("4.00", "2.00")
+    assert (own["times faster than the first"], own["range"]) == ("2.00", "1.00 to 5.00")
+    assert first["% of the floor"]
+    assert not own["% of the floor"], "its products are more than its evaluations"
+
+
+def test_a_problem_that_is_none_is_refused_before_any_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(gradient_step, "neural_cde", None)
+    for name in ("acrobat", "0", "-1"):
+        with pytest.raises(ValueError, match=f"problems is '{name}', but must be a batch size, or one of acrobot"):
+            gradient_step.main(problems=("32", name), output=tmp_path / "new")
+
+
+def test_what_was_measured_is_kept_though_the_next_problem_fails(monkeypatch, tmp_path):
+    monkeypatch.setitem(gradient_step.BUILDERS, "network", problem)
+    monkeypatch.setitem(gradient_step.BUILDERS, "flow", None)
+    ticks = iter(range(1_000_000))
+    monkeypatch.setattr(time, "process_time", lambda: next(ticks))
+    for variable in ("XLA_FLAGS", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(variable, "")
+    with pytest.raises(TypeError):
+        gradient_step.main(rounds=2, problems=("network", "flow"), output=tmp_path)
+    [path] = tmp_path.iterdir()
+    assert "### A problem, 2 rounds" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["neural_cde_step", "symplectic_step", "neural_ode_step", "flow_step"])
+def test_diffrax_solves_the_same_problem(name):
+    """The same loss, of weights that were not trained and a few samples."""
+    pytest.importorskip("diffrax", reason="diffrax is not installed: pip install -r requirements-bench.txt")
+    from benchmarks import with_diffrax
+
+    model, batch, loss_function, others = {
+        "neural_cde_step": lambda: (
+            speech_commands.build(speech_commands.Config("cpu", True, hidden_channels=6, hidden_hidden_channels=5)),
+            (torch.cat([torch.arange(9.0).expand(3, 9).unsqueeze(-1), torch.randn(3, 9, 20)], dim=-1), torch.arange(3)),
+            functional.cross_entropy,
+            (),
+        ),
+        "symplectic_step": lambda: (
+            acrobot.build(acrobot.Config("cpu", True)),
+            (torch.randn(3, 8, 8),),
+            functional.mse_loss,
+            (acrobot_data.TIMES,),
+        ),
+        "neural_ode_step": lambda: (
+            problems.NeuralODE(),
+            problems.turning_points(3),
+            functional.mse_loss,
+            (problems.TIMES,),
+        ),
+        "flow_step": lambda: (
+            flow.build(flow.Config("cpu", True, data="moons", width=8)),
+            (torch.randn(3, 2),),
+            flow.mean_loss,
+            (),
+        ),
+    }[name]()
+    tolerances = dict(rtol=1e-5, atol=1e-6)
+    model.solve = functools.partial(problems.solve, **tolerances)
+    expected = loss_function(model(batch[0])[0], batch[-1]).item()
+    step = getattr(with_diffrax, name)(model, *batch, *others, adjoint=with_diffrax.ADJOINTS[1], **tolerances)
+    assert step()[1] == pytest.approx(expected, rel=1e-3)

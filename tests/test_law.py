@@ -12,7 +12,7 @@ from records import saved_run
 from torch import nn
 
 import acrobot
-from reproduction import collapse, law
+from reproduction import collapse, law, law_figures
 from reproduction.gradients import gradient_of
 from reproduction.law_subjects import FURTHER, GRIDS, Case, Grid, Subject, narrowed, neural_ode_subject, subject_of
 from reproduction.trained import TrainedRun
@@ -246,3 +246,14 @@ def test_an_experiments_subject_has_the_trained_weights_or_others_of_any_width(t
     assert subject.source["run"] == weights.with_suffix(".json").relative_to(tmp_path).as_posix()
     with pytest.raises(ValueError, match="has no weights of width 40: train without --hidden-hidden-channels"):
         subject.build(Case("trained", 40, 4))
+
+
+def test_the_figure_of_the_law_tells_predictions_from_measurements():
+    further = lawful(1e-5) | dict(loss_scale=1.0, atol=1e-5, predicted_saving=0.2, measured_saving=0.4)
+    cases = [lawful(1e-6), lawful(1e-4)]
+    *_, savings = law_figures.law(
+        {"acrobot": {"rtol": 1e-4, "cases": cases}}, {"acrobot": {"settings": [further]}}
+    ).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in savings.get_lines()}
+    assert drawn["further, predicted"] == [0.2]
+    assert drawn["further, measured"] == [0.4]

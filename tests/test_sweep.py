@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from records import made_on
 from test_checkpoint import ENVIRONMENT, TESTS
-from test_results import EPOCH, make_results
+from test_results import make_results
 
-from common.results import Epoch, load_all, make_directory, read_as, save
+from common.results import load_all, make_directory, save
 from reproduction import local_engine
 from reproduction import sweep as sweep_module
 from reproduction.experiments import EXPERIMENTS
 from reproduction.local_engine import devices_of, run_locally
 from reproduction.runs import Run
-from reproduction.status import CRASHED, Status, estimated_seconds, on_found_data, statuses
+from reproduction.status import CRASHED, Status, on_found_data, statuses
 from reproduction.sweep import Task, sweep
 from reproduction.worker import work
 
@@ -279,21 +279,6 @@ def test_a_worker_leaves_a_run_to_the_one_that_has_it(tmp_path):
     assert not load_all(tmp_path)
 
 
-def test_time_is_estimated_from_runs_of_the_same_kind(tmp_path):
-    run = toy_run(seed=4, max_epochs=10)
-
-    def epochs(*seconds):
-        return [read_as(Epoch, {**EPOCH, "epoch": epoch, "seconds": s}) for epoch, s in enumerate(seconds, start=1)]
-
-    put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs(1.0, 3.0))
-    put(tmp_path, toy_run(seed=1), "interrupted", ended=10.0, epochs=epochs(3.0, 3.0))
-    put(tmp_path, toy_run(shape="bent"), "completed", ended=10.0, epochs=epochs(3.0, 3.0))
-    others = [toy_run(norm="default"), toy_run(batch_size=4), replace(run, digest="more data")]
-    results = list(load_all(tmp_path).values())
-    assert estimated_seconds([run, *others], results, "cpu") == [22.0, None, None, None]
-    assert estimated_seconds([run], results, "cuda:1") == [None]
-
-
 def test_devices_are_dealt_out(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert devices_of("cuda", None) == ["cuda:0", "cuda:1", "cuda:2"]
@@ -400,3 +385,34 @@ def test_a_stopped_sweep_of_an_experiment_ends_as_one_left_alone(tmp_path, scena
     forked("acrobot", scenario, tmp_path, limit=3000)
     assert trained(tmp_path / scenario) == trained(tmp_path / "whole")
     assert len(trained(tmp_path / scenario)) == 3
+
+
+def test_a_crash_that_another_sweep_forgets_meanwhile_is_none(tmp_path, monkeypatch):
+    run = toy_run()
+    path = run.path(str(tmp_path), CRASHED)
+    path.parent.mkdir(parents=True)
+    path.write_text("out of memory\nabc")
+    assert state(tmp_path, run)[0] == "failed"
+    read_text = Path.read_text
+
+    def unlink_and_read(self, **options):
+        self.unlink()
+        return read_text(self, **options)
+
+    monkeypatch.setattr(Path, "read_text", unlink_and_read)
+    assert state(tmp_path, run) == ("missing", "")
+
+
+def test_threads_are_divided_among_the_workers(tmp_path, monkeypatch):
+    numbers = []
+
+    def start(task, device, num_threads):
+        numbers.append(num_threads)
+        return FakeWorker([])
+
+    monkeypatch.setattr(local_engine, "_start", start)
+    monkeypatch.setattr(local_engine, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    tasks = [Task(toy_run(seed=seed), str(tmp_path)) for seed in range(2)]
+    list(run_locally(tasks, lambda: len(numbers) >= 2, devices=["cpu", "cpu"]))
+    assert numbers == [4, 4]

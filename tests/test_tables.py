@@ -213,3 +213,19 @@ def test_a_home_folder_is_one_for_the_sweep_too(monkeypatch, tmp_path):
     assert tables.Plan(preset="quick", results_dir="~/results").results_dir == str(tmp_path / "results")
     for options in (figures.Options, report.Options, diagnostics.Options, equal_error.Options):
         assert options(results_dir="~/results").results_dir == str(tmp_path / "results")
+
+
+def test_what_is_shown_is_of_the_format_and_detail_asked_for(monkeypatch, capsys, results_dir):
+    options = ("--format", "csv", "--all-seeds", "--results-dir", results_dir)
+    assert not command(monkeypatch, "show", "quick", *options)
+    heading = capsys.readouterr().out.splitlines()[0].split(",")
+    assert heading[:2] == ["experiment", "group"]
+    assert "seed" in heading
+
+
+@pytest.mark.parametrize("step", ["claims", "page"])
+def test_a_folder_that_is_not_there_replaces_no_page(monkeypatch, step, tmp_path, capsys):
+    before = [path.read_bytes() for path in (tables.CLAIMS, tables.PAGE)]
+    assert command(monkeypatch, step, "--results-dir", tmp_path / "mistyped") == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert [path.read_bytes() for path in (tables.CLAIMS, tables.PAGE)] == before

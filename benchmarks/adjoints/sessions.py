@@ -55,6 +55,8 @@ def run(
         if contestant.lacking:
             print(f"{contestant.name} is left out: {', '.join(contestant.lacking)} is not installed")
     chosen = [contestant for contestant in chosen if not contestant.lacking]
+    if not chosen:
+        raise ValueError("none of the contestants asked for is installed: `pip install -r requirements-bench.txt`")
     for problem in chosen_problems:
         measure_problem(problem, chosen, tolerances, dtype, output)
 
