@@ -95,8 +95,14 @@ class ControlledField(nn.Module):
         knots = self.path.grid_points
         return self.path.derivative((knots[:-1] + knots[1:]) / 2).movedim(1, 0).contiguous()
 
-    def fused_field(self, z0: Tensor) -> NeuralCDEField:
-        """The same, written for the solver."""
+    @property
+    def fused_field(self) -> Callable[[Tensor], NeuralCDEField]:
+        """The same, written for the solver; only along a path that is linear between its knots."""
+        if not isinstance(self.path, torchcde.LinearInterpolation):
+            raise AttributeError("fused_field")
+        return self._fused_field
+
+    def _fused_field(self, z0: Tensor) -> NeuralCDEField:
         knots = self.path.grid_points.tolist()
         return NeuralCDEField(self.vector_field.hidden, self.vector_field.last, knots, self.slopes())
 
@@ -130,7 +136,13 @@ class NeuralCDE(nn.Module):
         self.solve = solve
 
     def forward(self, x: Tensor) -> tuple[Tensor, SolveStatistics]:
-        """Logits (batch, num_classes) of the paths that run linearly through x (batch, times, input_channels)."""
+        """Logits (batch, num_classes) of the paths that run linearly through x (batch, times, input_channels).
+
+        Raises:
+            ValueError: if x requires a gradient.
+        """
+        if x.requires_grad:
+            raise ValueError("x requires a gradient, but the solve has one of its parameters alone: detach x")
         path = torchcde.LinearInterpolation(torchcde.linear_interpolation_coeffs(x))
         field = ControlledField(self.vector_field, path)
         z0 = self.initial(path.evaluate(path.interval[0]))

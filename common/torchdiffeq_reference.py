@@ -11,6 +11,7 @@ from torchadjoint.norms import Sizes, block_norm
 from torchadjoint.posing import of_its_arguments
 from torchadjoint.problem import Problem
 from torchadjoint.statistics import SolveStatistics
+from torchadjoint.stepping import OF_ERROR_CONTROL, Stepping
 
 from .config import SAME_STEPS
 
@@ -74,6 +75,10 @@ class _Counted(nn.Module):
         self.statistics.backward.reject_times.append(self.sign * t0.item())
 
 
+NOT_HANDED_ON = ("method", "max_num_steps", *(name for name in OF_ERROR_CONTROL if name != "first_step"))
+"""What must be as usual in both directions."""
+
+
 @of_its_arguments
 def solve(problem: Problem) -> Solution:
     """As `torchadjoint.solve`, by stock torchdiffeq; `discrete` is `torchdiffeq.odeint`, differentiated through.
@@ -97,6 +102,10 @@ def solve(problem: Problem) -> Solution:
         raise ValueError(
             f"method is {forward.method.name!r}, but solver='torchdiffeq' has {', '.join(SAME_STEPS)} to compare with"
         )
+    usual = Stepping(forward.method, forward.rtol, forward.atol, max_num_steps=forward.max_num_steps)
+    for name in NOT_HANDED_ON:
+        if any(getattr(stepping, name) != getattr(usual, name) for stepping in (forward, backward)):
+            raise ValueError(f"an option {name} is given, which solver='torchdiffeq' does not take here: leave it out")
     statistics, y0, t = SolveStatistics(), problem.y0, problem.t
     counted = _Counted(problem.func, statistics, t, max_num_steps=forward.max_num_steps)
     jump_t = torch.tensor(problem.jumps, dtype=torch.float64, device=y0.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .directions import directions_of
-from .views import views_of
+from .views import unflattened, views_of
 
 Points = tuple[Tensor, Tensor]
 """Points (batch, dims) and log-determinants (batch), or what belongs to them."""
@@ -72,15 +72,17 @@ class SpareSlots:
     """
 
     def __init__(self):
-        self.kind: tuple | None = None
-        self.slots: list[_Slot] = []
+        self.latest: tuple[tuple | None, list[_Slot]] = (None, [])
+        """What size, and the slots: one attribute, so that no thread sees the one without the other."""
 
     def of(self, like: Tensor, directions: Tensor) -> list[_Slot]:
         """Those for such points and directions; whoever takes one puts it back."""
         kind = (like.shape, directions.shape, like.dtype, like.device, torch.is_inference_mode_enabled())
-        if kind != self.kind:
-            self.kind, self.slots = kind, []
-        return self.slots
+        latest, slots = self.latest
+        if kind != latest:
+            slots = []
+            self.latest = kind, slots
+        return slots
 
     def __deepcopy__(self, memo) -> "SpareSlots":
         return SpareSlots()
@@ -134,7 +136,10 @@ class ConcatSquashField:
         self.gradient_views: dict[int, list[Tensor]] = {}
 
     def _new_slot(self) -> _Slot:
-        slot = self.spare.pop() if self.spare else _Slot(self.widths, self.directions, self.batch)
+        try:
+            slot = self.spare.pop()
+        except IndexError:
+            slot = _Slot(self.widths, self.directions, self.batch)
         slot.inputs[1:] = self.directions
         self.taken.append(slot)
         return slot
@@ -243,5 +248,4 @@ class ConcatSquashField:
         self.times[0] = self.times[slot]
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        pieces = gradient.split(self.parameter_sizes)
-        return tuple(piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True))
+        return unflattened(gradient, self.parameters)

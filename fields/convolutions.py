@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .directions import directions_of
+from .views import unflattened
 
 State = tuple[Tensor, Tensor]
 """Points (batch, channels, height, width) and log-determinants (batch), or what belongs to them."""
@@ -147,5 +148,4 @@ class ConvolutionsField:
         self.points[0], self.points[slot] = self.points[slot], self.points[0]
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        pieces = gradient.split(self.parameter_sizes)
-        return tuple(piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True))
+        return unflattened(gradient, self.parameters)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .softplus_networks import NUM_ROWS, RowNetwork, SlopeNetwork
 from .symplectic_dynamics import SymplecticDynamics, angle_rows
-from .views import views_of
+from .views import unflattened, views_of
 
 
 class _Slot:
@@ -115,5 +115,4 @@ class SymplecticField:
         self.slots[0], self.slots[slot] = self.slots[slot], self.slots[0]
 
     def unflatten(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        pieces = gradient.split(self.parameter_sizes)
-        return tuple(piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True))
+        return unflattened(gradient, self.parameters)

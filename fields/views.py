@@ -1,6 +1,6 @@
 """Views of a flat gradient, kept as long as it is in use: to make them costs as much as a small kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -22,3 +22,9 @@ def views_of(gradient: Tensor, kept: dict[int, Views], make: Callable[[], Views]
             del kept[next(iter(kept))]
         kept[key] = make()
     return kept[key]
+
+
+def unflattened(gradient: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A flat gradient as tensors of the shapes of `like`, one behind the other."""
+    pieces = gradient.split([tensor.numel() for tensor in like])
+    return tuple(piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True))

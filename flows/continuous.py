@@ -46,22 +46,29 @@ class FlowField(nn.Module):
             velocity, derivatives = self.network.along(t, x, directions)
             return velocity, (derivatives * directions).sum(dim=(0, 2))
         is_differentiated = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # A graph keeps no tensor of inference mode, but copies of it.
+        with torch.inference_mode(False), torch.enable_grad():
+            t, x, probe = (tensor.clone() if _is_inference(tensor) else tensor for tensor in (t, x, self.probe))
             if not (is_differentiated and x.requires_grad):
                 x = x.detach().requires_grad_()
             velocity = self.network(t, x)
-            if self.probe is None:
+            if probe is None:
                 divergence = exact_divergence(velocity, x, create_graph=is_differentiated)
             else:
-                divergence = estimated_divergence(velocity, x, self.probe, create_graph=is_differentiated)
+                divergence = estimated_divergence(velocity, x, probe, create_graph=is_differentiated)
         return velocity, divergence
 
     @property
     def fused_field(self) -> Callable[[tuple[Tensor, Tensor]], Field]:
-        """The same, written for the solver; only the networks of this package have it."""
-        if type(self.network) not in FIELDS:
+        """The same, written for the solver; only the networks of this package have it, if they share no tensor."""
+        numbers = [len([*self.network.named_parameters(remove_duplicate=shared)]) for shared in (True, False)]
+        if type(self.network) not in FIELDS or numbers[0] != numbers[1]:
             raise AttributeError("fused_field")
         return functools.partial(FIELDS[type(self.network)], self.network, self.probe)
+
+
+def _is_inference(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.is_inference()
 
 
 def exact_divergence(velocity: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ class ConcatSquash(nn.Module):
 
     def __init__(self, widths: Sequence[int], activation: Activation):
         super().__init__()
+        if activation not in get_args(Activation):
+            allowed = " or ".join(map(repr, get_args(Activation)))
+            raise ValueError(f"activation is {activation!r}, but must be {allowed}")
         self.activation = activation
         self.spare_slots = SpareSlots()
         layers = list(map(nn.Linear, widths[:-1], widths[1:]))

@@ -50,6 +50,7 @@ class OfAnotherShape(nn.Module):
         bad(NET, Y0, T, adjoint_rtol=0, match="adjoint_rtol is 0"),
         bad(NET, Y0, T, adjoint_atol=-1, match="adjoint_atol is -1"),
         bad(NET, Y0, T, first_step=0.0, match="first_step is 0.0"),
+        bad(NET, Y0, T, ifactor=0.5, match="ifactor is 0.5"),
         bad(NET, Y0, T, max_num_steps=0, match="max_num_steps is 0"),
         bad(NET, Y0, T, max_step=torch.ones(3), match=r"max_step is tensor\(\[1., 1., 1.\]\), but must be"),
         bad(NET, Y0, T, adjoint_atol=torch.ones(3), solver="torchdiffeq", match="no tensors as tolerances"),

@@ -111,6 +111,7 @@ def test_tuple_states_and_options_of_the_solve(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        (dict(adjoint_params=()), "adjoint_params is given, but compare chooses it: the gradient is that of all"),
         (dict(func=lambda t, y: y), "func is <function.*, but must be an nn.Module"),
         (dict(loss=3), "loss is 3, but must be a function of the solution"),
         (dict(methods="dopri5"), "methods is 'dopri5', but must be a sequence of methods"),
@@ -153,3 +154,54 @@ def test_the_reference_has_none_of_the_fixed_steps(network):
     arguments = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T, squares
     found = compare(*arguments, **QUICK, methods=("rk4",), **options)
     assert found.reference_error == network.reference_error
+
+
+def test_the_reference_of_a_module_with_tensors_as_attributes():
+    class Plane(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]])
+            self.rate = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, t, y):
+            return self.rate * y @ self.matrix
+
+    assert all(row.error < 0.01 for row in compare(Plane(), torch.ones(1, 2), T, squares, **QUICK).rows)
+
+
+def test_a_module_that_cannot_be_copied_is_a_sentence(network):
+    func = Network(dtype=torch.float32)
+    func.context = 2 * func.first.weight
+    with pytest.raises(ValueError, match="func cannot be copied for the reference: "):
+        compare(func, random(4, 3, dtype=torch.float32), T, squares, **QUICK)
+
+
+def test_a_tighter_reference_has_its_backward_tolerances_too():
+    arguments = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T, squares
+    assert compare(*arguments, **QUICK, adjoint_rtol=1e-3, adjoint_atol=1e-4).reference_error < 1e-5
+
+
+def test_every_way_is_timed_as_often_as_asked_for():
+    calls = []
+
+    def counted(y):
+        calls.append(1)
+        return squares(y)
+
+    numbers = []
+    for repeats in (1, 3):
+        calls.clear()
+        rows = compare(
+            Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T, counted, **{**QUICK, "repeats": repeats}
+        ).rows
+        numbers.append(len(calls))
+    assert numbers[1] - numbers[0] == 2 * len(rows)
+
+
+@pytest.mark.usefixtures("traced")
+def test_compiled_ways_are_tried_if_asked_for():
+    func, y0 = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32)
+    ways = [
+        {row.way for row in compare(func, y0, T, squares, compile=compile, **QUICK).rows} for compile in (False, True)
+    ]
+    assert {way for way in ways[1] if "compiled" in way} == ways[1] - ways[0] != set()

@@ -164,3 +164,20 @@ def test_what_changes_with_every_call_is_refused_at_once(graphs):
     with pytest.raises(ValueError, match=r"func cannot be .* changes whenever it is called"):
         solve(Counting(0), random(1), T, **LOOSE)
     assert len(graphs) == 1
+
+
+def test_what_is_refused_is_refused_every_time(graphs):
+    class Counting(Scaled):
+        def forward(self, t, y):
+            self.scale += 1
+            return super().forward(t, y)
+
+    for _ in range(4):
+        with pytest.raises(ValueError, match=r"func cannot be .* changes whenever it is called"):
+            solve(Counting(0), random(1), T, **LOOSE)
+
+
+def test_dtypes_do_not_drive_each_other_out(graphs):
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for dtype in (F64, torch.float32, F64):
+            solve(Network(dtype=dtype), random(2, 3, dtype=dtype), T[[0, 1]].to(dtype), **LOOSE)

@@ -130,10 +130,11 @@ def test_a_connection_that_brings_nothing_more_is_explained_and_the_next_call_go
 
 def test_a_server_that_knows_no_ranges_sends_all(server, tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(CONTENT[:1_000_000])
-    server.faults = [{"ignore_range": True}]
-    download.fetch(server.url, path, SHA256)
-    assert path.read_bytes() == CONTENT
+    for there in (CONTENT[:1_000_000], CONTENT + b"more"):
+        path.write_bytes(there)
+        server.faults = [{"ignore_range": True}]
+        download.fetch(server.url, path, SHA256)
+        assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("there", [b"", CONTENT[:1000][::-1], CONTENT + b"more", CONTENT[::-1]])

@@ -219,3 +219,10 @@ def test_each_seed_draws_its_own_probes():
     first, again, other = (build(data="wine", seed=seed).draws.signs("probes", torch.ones(50)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_the_models_of_images_are_ffjords():
+    scales = build(data="digits").flows.scales
+    assert {each.end_time for scale in scales for each in scale} == {1.0}
+    assert scales[0][0].network.layers[0].out_channels == 64
+    build(data="digits", divergence="exact", width=1)  # of 64 numbers, the most that there may be

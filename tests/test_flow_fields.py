@@ -1,5 +1,9 @@
 """The field of a flow written for the solver computes what autograd does, with its products, and so do its solves."""
 
+import gc
+import sys
+import threading
+
 import pytest
 import torch
 from problems import Plain, random
@@ -88,7 +92,7 @@ def test_buffers_that_solves_hand_on_are_of_one_size_and_few_and_those_of_infere
     for batch in (5, 6, 5):
         x = random(batch, 3).requires_grad_()
         solve(func, (x, x.new_zeros(batch)), TIMES, **options).y[0].sum().backward()
-    spare = func.network.spare_slots.slots
+    _, spare = func.network.spare_slots.latest
     assert 0 < len(spare) <= 16
     assert {slot.points.shape[0] for slot in spare} == {5}
 
@@ -128,3 +132,82 @@ def test_an_estimate_after_an_exact_divergence_takes_buffers_of_its_own():
         func.probe = random(5, 3, seed=1).sign()
         found, expected = (solve(each, state, TIMES).y[1] for each in (func, Plain(func)))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("adjoint", WAYS, ids=str)
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 3)], ids=["points", "images"])
+def test_autocast_does_not_reach_a_field_written_for_the_solver(adjoint, shape):
+    found = []
+    for is_cast in (False, True):
+        func = make(shape).float()
+        x = random(5, *shape).float().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            points, _ = solve(func, (x, x.new_zeros(5)), TIMES.float(), rtol=1e-3, atol=1e-3, adjoint=adjoint).y
+        points[-1].pow(3).sum().backward()
+        found.append((points.detach(), x.grad, *(parameter.grad for parameter in func.parameters())))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 3, 3)], ids=["points", "images"])
+def test_a_network_that_has_a_layer_twice_goes_through_autograd(shape):
+    func = make(shape, widths=(8, 8))
+    if len(shape) == 1:
+        func.network.weights[2] = func.network.weights[1]
+    else:
+        func.network.layers[2] = func.network.layers[1]
+    assert not hasattr(func, "fused_field")
+    x = random(5, *shape).requires_grad_()
+    solve(func, (x, x.new_zeros(5)), TIMES, rtol=1e-3, atol=1e-3).y[0].sum().backward()
+    assert x.grad.any()
+
+
+def test_a_probe_that_is_replaced_is_the_one_that_is_solved_by():
+    func = make(is_estimated=True)
+    for seed in (1, 2):
+        func.probe = random(5, 3, seed=seed).sign()
+        with torch.no_grad():
+            ours, plain = (
+                solve(field, (random(5, 3), random(5)), TIMES, rtol=1e-8, atol=1e-8).y[1]
+                for field in (func, Plain(func))
+            )
+        torch.testing.assert_close(ours, plain)
+
+
+def test_buffers_stay_few_however_many_solves_are_kept():
+    func, options = make(), dict(rtol=1e-5, atol=1e-5, adjoint=Discrete(linearised="solve"))
+    x = random(5, 3).requires_grad_()
+    kept = [solve(func, (x, x.new_zeros(5)), TIMES, **options) for _ in range(2)]
+    sum(solution.y[0].sum() for solution in kept).backward()
+    del kept
+    gc.collect()
+    _, spare = func.network.spare_slots.latest
+    assert 0 < len(spare) <= 16
+
+
+def test_threads_share_a_network():
+    func, errors = make(widths=(4,)), []
+
+    def work(batch):
+        try:
+            for _ in range(10):
+                x = random(batch, 3).requires_grad_()
+                solve(func, (x, x.new_zeros(batch)), TIMES, rtol=1e-3, atol=1e-3).y[0].sum().backward()
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(batch,)) for batch in (5, 6, 5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="activation is 'Tanh', but must be 'tanh' or 'softplus'"):
+        ConcatSquash([2, 3, 2], "Tanh")

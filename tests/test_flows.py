@@ -263,3 +263,37 @@ def test_samples_have_the_density_that_is_learnt():
 def test_a_field_of_another_network_has_none_written_for_the_solver():
     assert not hasattr(FlowField(Linear(2), None), "fused_field")
     assert hasattr(FlowField(ConcatSquash([2, 4, 2], "tanh"), None), "fused_field")
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_images_are_measured_in_inference_mode(is_frozen):
+    model = image_model(solve=solve).requires_grad_(not is_frozen).eval()
+    levels = torch.randint(17, (3, 1, 4, 4), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, _ = model(levels)
+    with torch.inference_mode():
+        found, _ = model(levels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_measurement_does_not_move_the_draws_of_a_training():
+    model = image_model(solve=solve).eval()
+    model(torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
+    assert model.draws.number == 0
+    model.train()(torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
+    assert model.draws.number == 1
+
+
+@pytest.mark.parametrize(
+    ("integrals", "expected"),
+    [("none", {}), ("backward", {"integrals": 1}), ("unweighed", {"integrals": 1, "weigh_integrals": False})],
+)
+def test_how_integrals_are_solved_for(integrals, expected):
+    seen = []
+
+    def spy(func, y0, t, **options):
+        seen.append(options)
+        return solve(func, y0, t, **options)
+
+    ContinuousFlow(ConcatSquash([2, 3, 2], "tanh"), 0.5, integrals)(torch.randn(4, 2), None, spy)
+    assert seen == [expected]

@@ -173,3 +173,50 @@ def test_the_error_is_the_difference_from_the_stage_before(name):
     method = METHODS[name]
     expected = [b - before for b, before in zip(method.step_weights, method.stage_matrix[-2], strict=True)]
     assert method.error_weights == pytest.approx(expected, abs=1e-15)
+
+
+OWN = dict(
+    name="own",
+    order=2,
+    nodes=(0.0, 0.5, 1.0, 1.0),
+    stage_weights=((), (0.5,), (0.0, 1.0), (0.5, 0.0, 0.5)),
+    error_weights=(-0.5, 0.0, 0.5, 0.0),
+    midpoint_weights=(0.25, 0.25, 0.0, 0.0),
+)
+"""A stage has a weight in the middle of a step alone."""
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_stage_that_only_the_middle_weighs_is_there_when_compiled():
+    gradients = []
+    for compile in (False, True):
+        func, y0 = Network(), random(4, 3).requires_grad_()
+        options = dict(method=RungeKutta(**OWN), rtol=1e-3, atol=1e-3, compile=compile)
+        solve(func, y0, torch.tensor([0.0, 0.3, 1.0], dtype=F64), **options).y.square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in func.parameters()]))
+    assert distance(*gradients) < 1e-9
+
+
+def test_a_table_of_lists_is_one_of_tuples():
+    lists = {name: [*map(list, value)] if name == "stage_weights" else value for name, value in OWN.items()}
+    lists["nodes"], lists["error_weights"] = list(OWN["nodes"]), list(OWN["error_weights"])
+    assert RungeKutta(**lists) == RungeKutta(**OWN)
+    assert hash(RungeKutta(**lists)) == hash(RungeKutta(**OWN))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(max_step=0.01),
+        dict(safety=0.5),
+        dict(step_t=[0.5]),
+        dict(adjoint_method="bosh3"),
+        dict(adjoint_options=dict(max_num_steps=3)),
+    ],
+    ids=str,
+)
+def test_the_reference_refuses_what_it_would_not_hand_on(options):
+    [name] = options
+    name = {"adjoint_method": "method", "adjoint_options": "max_num_steps"}.get(name, name)
+    with pytest.raises(ValueError, match=f"an option {name} is given, which solver='torchdiffeq' does not take here"):
+        solve_by_torchdiffeq(Network(), random(3), torch.tensor([0.0, 1.0], dtype=F64), **options)

@@ -173,16 +173,16 @@ def test_every_method_takes_the_field_of_its_own(method, adjoint):
     assert distance(fused, generic) < 1e-9
 
 
-def test_a_field_of_other_parameters_than_its_module_is_refused():
+def test_a_field_of_other_parameters_than_its_module_is_refused(monkeypatch):
     func = controlled_field(3, 1)
     make = func.fused_field
 
-    def swapped(y0):
+    def swapped(self, y0):
         field = make(y0)
         field.parameter_sizes = field.parameter_sizes[::-1]
         return field
 
-    func.fused_field = swapped
+    monkeypatch.setattr(ControlledField, "fused_field", swapped)
     with pytest.raises(ValueError, match=r"fused_field has parameter_sizes \(.*but its module has parameters of"):
         train_step(func, 3)
 
@@ -297,3 +297,31 @@ def test_gradients_of_a_kept_graph_do_not_pile_up():
     assert all(map(torch.equal, gradients[0], gradients[-1]))
     views = y.grad_fn.next_functions[0][0].next_functions[0][0].plan.differentiation.field.gradient_views
     assert len(views) <= MOST_KEPT < 4 * NUM_STAGES
+
+
+def test_the_start_is_linear_in_the_first_point_and_the_logits_in_the_last_state():
+    model = small_model()
+    with torch.no_grad():
+        for parameter in model.vector_field.last.parameters():
+            parameter.zero_()
+    x = random_walks(2, NUM_KNOTS, NUM_CHANNELS - 1, dtype=torch.float32)
+    torch.testing.assert_close(model(x)[0], model.readout(model.initial(x[:, 0])))
+
+
+def small_model():
+    sizes = dict(hidden_hidden_channels=WIDTH, num_hidden_layers=1)
+    return NeuralCDE(NUM_CHANNELS, NUM_HIDDEN, 3, **sizes, solve=functools.partial(solve, rtol=1e-4, atol=1e-6))
+
+
+def test_a_gradient_of_the_input_is_refused_as_it_would_lack_the_paths():
+    x = random_walks(2, NUM_KNOTS, NUM_CHANNELS - 1, dtype=torch.float32).requires_grad_()
+    with pytest.raises(ValueError, match="x requires a gradient, but the solve has one of its parameters alone"):
+        small_model()(x)
+
+
+def test_along_a_path_that_is_curved_the_module_itself_is_solved():
+    linear = controlled_field(2, 1)
+    coefficients = torchcde.natural_cubic_coeffs(random_walks(2, NUM_KNOTS, NUM_CHANNELS - 1))
+    curved = ControlledField(linear.vector_field, torchcde.CubicSpline(coefficients))
+    assert hasattr(linear, "fused_field")
+    assert not hasattr(curved, "fused_field")

@@ -102,3 +102,15 @@ def test_each_part_has_its_own_error():
     backward = [errors for direction, errors in seen if direction == "backward" and errors]
     assert backward
     assert all(errors["a_z"] == 0 < errors["z"] for errors in backward)
+
+
+def test_without_parameters_there_is_no_error_of_theirs():
+    class Decay(torch.nn.Module):
+        def forward(self, t, y):
+            return -y
+
+    seen = []
+    y0 = random(3).requires_grad_()
+    solve(Decay(), y0, T, adjoint="default", observer=lambda attempt: seen.append(attempt.errors)).y.sum().backward()
+    assert all(value == value for errors in seen for value in (errors or {}).values())
+    assert not any("a_theta" in (errors or {}) for errors in seen)

@@ -249,3 +249,8 @@ def test_a_backward_solve_of_the_other_kind_of_method_leaves_out_options_that_it
     solution = solve(Network(), random(3).requires_grad_(), T, first_step=0.1, adjoint_method="rk4")
     solution.y.sum().backward()
     assert solution.statistics.backward.num_accepted == 2
+
+
+def test_the_largest_step_may_be_infinite():
+    found, expected = (solve(Network(), random(3), T, **options).y for options in (dict(max_step=math.inf), {}))
+    assert torch.equal(found, expected)

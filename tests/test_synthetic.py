@@ -53,3 +53,12 @@ def test_chirps_go_up_and_down(files):
             parts = waveform[: middle - 1500], waveform[middle + 1500 :]
             first, second = (np.abs(np.fft.rfft(part, 16_000)).argmax() for part in parts)
             assert (second > 1.5 * first) if file.parent.name == "up" else (first > 1.5 * second)
+
+
+def test_on_is_dull_and_off_is_sharp(files):
+    def centroid(file):
+        spectrum = np.abs(np.fft.rfft(soundfile.read(file)[0])) ** 2
+        return (spectrum * np.arange(len(spectrum))).sum() / spectrum.sum()
+
+    dull, sharp = ([centroid(file) for file in files if file.parent.name == word] for word in ("on", "off"))
+    assert max(dull) < min(sharp)

@@ -51,7 +51,7 @@ def test_the_time_left_is_shared_by_the_workers_and_falls_as_they_work(tmp_path,
 
 def test_runs_whose_data_are_not_known_here_are_estimated_by_those_that_are_done(tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "toy", replace(EXPERIMENTS["acrobot"], name="toy", data_settings=()))
-    put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs(2.0))
+    put(tmp_path, toy_run(), "completed", ended=10.0, epochs=epochs(2.0, 2.0))
     runs = [replace(run, digest=None) for run in (toy_run(), toy_run(seed=1))]
     display = sweep._Display({run.identity: Status(run, "missing") for run in runs}, str(tmp_path), "cpu", {})
-    assert [*display.estimates.values()] == [2.0 * 6, 2.0 * 6]
+    assert [*display.estimates.values()] == [2.0 * 6] * 2

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .adjoints import Backsolve
 from .captured import capture
+from .casting import uncast
 from .methods import RungeKutta
 from .passes import DifferentiableSolve, Plan, Standstill
 from .posing import Tolerance, of_its_arguments, untraced
@@ -79,7 +80,8 @@ def solve(problem: Problem) -> Solution:
         SolverError: if a solve, forward or backward, cannot go on.
     """
     statistics = SolveStatistics()
-    differentiation = problem.adjoint.differentiate(problem, statistics)
+    with uncast(problem.y0.device.type):  # a field may compute something as it is made
+        differentiation = problem.adjoint.differentiate(problem, statistics)
     inputs = (problem.y0, problem.t, *problem.parameters)
     is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     if len(problem.times) == 1:

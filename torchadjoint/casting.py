@@ -11,6 +11,11 @@ CACHES_GRAPHS_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1
 of an evaluation may end in what one without a graph has cast; there everything is cast anew."""
 
 
+def uncast(device_type: str) -> torch.autocast:
+    """Inside, the solver computes in the dtype of the state; what func computes in is the matter of `Cast`."""
+    return torch.autocast(device_type, enabled=False)
+
+
 class Cast(nn.Module):
     """`func` under `torch.autocast` of these arguments."""
 

@@ -48,9 +48,14 @@ class Compiled:
         # The patch is for this thread's second call, and holds for all threads.
         with PREPARING:
             if self.owner is None:
-                self(func, *arguments)
-                with torch._dynamo.config.patch(error_on_recompile=True):
+                try:
                     self(func, *arguments)
+                    with torch._dynamo.config.patch(error_on_recompile=True):
+                        self(func, *arguments)
+                except ValueError:
+                    # The form that is of no use would count towards torch's limit.
+                    torch._dynamo.reset_code(self.code)
+                    raise
                 self.owner = _owner(func)
 
     def __call__(self, func: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
@@ -63,7 +68,7 @@ class Compiled:
         try:
             return self.function(func, *arguments)
         except dynamo.FailOnRecompileLimitHit as error:
-            if self.owner() is not _owner(func)():
+            if self.owner is not None and self.owner() is not _owner(func)():
                 self.owner = _owner(func)
                 torch._dynamo.reset_code(self.code)
                 return self(func, *arguments)

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from . import arguments
 from .adjoints.forward import plain_solver
+from .casting import uncast
 from .held import Held, as_they_were, held_by
 from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
@@ -27,17 +28,13 @@ class Plan:
     def __post_init__(self):
         self.held = held_by(self.problem.func) if self.is_differentiated else []
 
-    def uncast(self) -> torch.autocast:
-        """Inside, the solver computes in the dtype of the state; what func computes in is `autocast`'s matter."""
-        return torch.autocast(self.problem.y0.device.type, enabled=False)
-
 
 class DifferentiableSolve(torch.autograd.Function):
     """The solution (times, *shape of y0) of a plan, for its y0, t and the parameters of its field."""
 
     @staticmethod
     def forward(ctx, plan: Plan, y0: Tensor, t: Tensor, *parameters: Tensor) -> Tensor:
-        with plan.uncast():
+        with uncast(y0.device.type):
             solution = _solve(plan, y0)
         ctx.plan = plan
         # What the field itself changes when it is evaluated, such as a count, may change again.
@@ -56,7 +53,7 @@ class DifferentiableSolve(torch.autograd.Function):
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
-        with torch.no_grad(), plan.uncast(), as_they_were(plan.held):
+        with torch.no_grad(), uncast(solution.device.type), as_they_were(plan.held):
             gradients = differentiation.gradients(solution, solution_gradient)
             parameters = differentiation.field.unflatten(gradients.parameters)
         if not torch._C._autograd._get_current_graph_task_keep_graph():

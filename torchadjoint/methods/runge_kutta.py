@@ -38,6 +38,10 @@ class RungeKutta:
     """y(t0 + dt/2) = y0 + dt sum_i m_i k_i; by default that of the cubic through both ends and their slopes."""
 
     def __post_init__(self):
+        # Lists would do, but for what is compiled, which is found by the table.
+        for name in ("nodes", "error_weights", "midpoint_weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "stage_weights", tuple(map(tuple, self.stage_weights)))
         number = len(self.nodes)
         if [len(row) for row in self.stage_weights] != list(range(number)):
             self._refuse(f"its rows of stage weights must have 0, 1, ..., {number - 1} entries, one row for each node")
