@@ -172,9 +172,10 @@ def test_what_is_refused_is_refused_every_time(graphs):
             self.scale += 1
             return super().forward(t, y)
 
+    func = Counting(0)
     for _ in range(4):
         with pytest.raises(ValueError, match=r"func cannot be .* changes whenever it is called"):
-            solve(Counting(0), random(1), T, **LOOSE)
+            solve(func, random(1), T, **LOOSE)
 
 
 def test_dtypes_do_not_drive_each_other_out(graphs):
