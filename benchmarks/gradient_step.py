@@ -190,7 +190,7 @@ def main(
         cores: how many cores, with a thread on each. On one, CPU seconds are compared, else seconds by the clock.
         output: folder in which what is printed is kept too, in a file for each kind of CPU, problem by problem.
     """
-    for name in problems:
+    for name in problems or [""]:
         if name not in BUILDERS and not (name.isdigit() and int(name)):
             arguments.refuse("problems", name, f"a batch size, or one of {', '.join(BUILDERS)}")
     has_affinity = hasattr(os, "sched_setaffinity")  # not on macOS

@@ -162,9 +162,9 @@ def test_medians_and_ranges_are_over_the_rounds(monkeypatch):
 
 def test_a_problem_that_is_none_is_refused_before_any_is_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(gradient_step, "neural_cde", None)
-    for name in ("acrobat", "0", "-1"):
+    for asked, name in ((("32", "acrobat"), "acrobat"), (("32", "0"), "0"), ((), "")):
         with pytest.raises(ValueError, match=f"problems is '{name}', but must be a batch size, or one of acrobot"):
-            gradient_step.main(problems=("32", name), output=tmp_path / "new")
+            gradient_step.main(problems=asked, output=tmp_path / "new")
 
 
 def test_what_was_measured_is_kept_though_the_next_problem_fails(monkeypatch, tmp_path):

@@ -45,7 +45,7 @@ class Held:
     @property
     def places(self) -> list[dict[str, Any]]:
         """Its holder, and where else its module would find something else by its name."""
-        return [self.holder, *(other for other in self.others if self.name in other)]
+        return [self.holder, *(other for other in self.others if other is not self.holder and self.name in other)]
 
 
 def held_by(func: Any) -> list[Held]:
