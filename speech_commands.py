@@ -142,7 +142,7 @@ class NeuralCDE(nn.Module):
             ValueError: if x requires a gradient.
         """
         if x.requires_grad:
-            raise ValueError("x requires a gradient, but the solve has one of its parameters alone: detach x")
+            raise ValueError("x requires a gradient, but the solve is not differentiated for the path: detach x")
         path = torchcde.LinearInterpolation(torchcde.linear_interpolation_coeffs(x))
         field = ControlledField(self.vector_field, path)
         z0 = self.initial(path.evaluate(path.interval[0]))

@@ -86,7 +86,8 @@ def solve(problem: Problem) -> Solution:
     It forgets all later jumps once a step happens to end on one.
 
     Raises:
-        ValueError: for what only our own solver knows: a warm start, compiled attempts, integrals, tensors as
+        ValueError: for what only our own solver takes: another method or limit of steps backwards, `step_t`, limits of
+            the size of a step, safety factors, a warm start, compiled attempts, integrals, tensors as
             tolerances, observers, callbacks of func, and ways to differentiate that are not ours by name.
         SolverError: where torchdiffeq would raise AssertionError.
     """
@@ -105,7 +106,11 @@ def solve(problem: Problem) -> Solution:
     usual = Stepping(forward.method, forward.rtol, forward.atol, max_num_steps=forward.max_num_steps)
     for name in NOT_HANDED_ON:
         if any(getattr(stepping, name) != getattr(usual, name) for stepping in (forward, backward)):
-            raise ValueError(f"an option {name} is given, which solver='torchdiffeq' does not take here: leave it out")
+            where = "adjoint_method" if name == "method" else name
+            raise ValueError(
+                f"{where} is given, or differs between the two directions, which solver='torchdiffeq' does not take "
+                "here: leave it out"
+            )
     statistics, y0, t = SolveStatistics(), problem.y0, problem.t
     counted = _Counted(problem.func, statistics, t, max_num_steps=forward.max_num_steps)
     jump_t = torch.tensor(problem.jumps, dtype=torch.float64, device=y0.device)

@@ -92,7 +92,7 @@ class SpareSlots:
 
 
 def _hand_on(taken: list[_Slot], spare: list[_Slot]) -> None:
-    spare.extend(taken[: MOST_SPARE - len(spare)])
+    spare.extend(taken[: max(0, MOST_SPARE - len(spare))])
 
 
 class ConcatSquashField:

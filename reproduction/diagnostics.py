@@ -128,9 +128,11 @@ def measure_growth(
 ) -> dict[str, Any]:
     """Evaluations of a gradient by every way at the initial weights and at the trained ones.
 
-    On batches as large as the run's and at its tolerances: one row for each batch, weights and way.
+    On batches as large as the run's, or as the test set allows, and at its tolerances: one row for each batch, weights
+    and way.
     """
     setting = EXPERIMENTS[experiment].gradients
+    batch_size = min(config.batch_size, len(data[0]) // setting.num_batches)
     build = importlib.import_module(experiment).build
     ways = [dict(norm=norm) for norm in setting.adjoints] + [dict(norm="seminorm", integrals="unweighed")]
     tolerances = dict(rtol=config.rtol, atol=config.atol)
@@ -139,12 +141,12 @@ def measure_growth(
         for way in ways:
             own = build(replace(config, **{"integrals": "none", **way})).eval()
             own.load_state_dict(weights)
-            for number, batch in enumerate(batches_of(data, config.batch_size, setting.num_batches)):
+            for number, batch in enumerate(batches_of(data, batch_size, setting.num_batches)):
                 _, counted = gradient_of(own, batch, setting.loss_function, adjoint=way["norm"], **tolerances)
                 nfe = {"forward_nfe": counted.forward.nfe, "backward_nfe": counted.backward.nfe}
                 rows.append({"weights": name, "way": way_of(way), "batch": number, **nfe})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"batch_size": config.batch_size, "num_parameters": num_parameters, "rows": rows}
+    return {"batch_size": batch_size, "num_parameters": num_parameters, "rows": rows}
 
 
 def measure_samples(

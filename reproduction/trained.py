@@ -120,7 +120,7 @@ def batch_of(data: tuple[Tensor, ...], batch_size: int, number: int) -> tuple[Te
     stride = len(data[0]) // batch_size
     if number >= stride:
         raise ValueError(
-            f"the test set has {len(data[0])} samples, too few for {number + 1} batches of {batch_size}: "
+            f"the test set has {len(data[0])} samples, too few for batch number {number + 1} of {batch_size}: "
             "take weights of a run with more data"
         )
     return tuple(tensor[number::stride][:batch_size] for tensor in data)

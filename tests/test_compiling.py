@@ -182,3 +182,17 @@ def test_dtypes_do_not_drive_each_other_out(graphs):
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         for dtype in (F64, torch.float32, F64):
             solve(Network(dtype=dtype), random(2, 3, dtype=dtype), T[[0, 1]].to(dtype), **LOOSE)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_compiled_field_is_cast_as_it_is_without(graphs, adjoint):
+    found, y0 = [], random(2, 3, dtype=torch.float32)
+    for compile in (False, True):
+        func = Network(dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = solve(func, y0, T.float(), rtol=1e-2, atol=1e-2, adjoint=adjoint, compile=compile).y
+        y.square().sum().backward()
+        found.append([y.detach(), *(parameter.grad for parameter in func.parameters())])
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+    exact = solve(Network(dtype=torch.float32), y0, T.float(), rtol=1e-2, atol=1e-2).y
+    assert not torch.equal(found[1][0], exact), "it was cast"

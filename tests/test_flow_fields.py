@@ -187,14 +187,19 @@ def test_buffers_stay_few_however_many_solves_are_kept():
 def test_threads_share_a_network():
     func, errors = make(widths=(4,)), []
 
+    def gradient(batch):
+        x = random(batch, 3).requires_grad_()
+        y = solve(func, (x, x.new_zeros(batch)), TIMES, rtol=1e-3, atol=1e-3).y
+        return torch.autograd.grad(y[0].sum(), x)[0]
+
     def work(batch):
         try:
             for _ in range(10):
-                x = random(batch, 3).requires_grad_()
-                solve(func, (x, x.new_zeros(batch)), TIMES, rtol=1e-3, atol=1e-3).y[0].sum().backward()
+                assert torch.equal(gradient(batch), expected[batch])
         except Exception as error:
             errors.append(error)
 
+    expected = {batch: gradient(batch) for batch in (5, 6)}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

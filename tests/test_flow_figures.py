@@ -65,6 +65,8 @@ def test_evaluations_grow_with_the_weights():
         for parameter in trained.parameters():
             parameter *= 5
     record = diagnostics.measure_growth("flow", config, trained, (torch.randn(60, 2),))
+    assert record["batch_size"] == 20
+    assert diagnostics.measure_growth("flow", config, trained, (torch.randn(30, 2),))["batch_size"] == 10
     assert record["num_parameters"] == sum(parameter.numel() for parameter in trained.parameters())
     counts = {(row["weights"], row["way"], row["batch"]): row["backward_nfe"] for row in record["rows"]}
     ways = ["default", "per-tensor", "seminorm", "discrete", "seminorm, integrals unweighed"]

@@ -223,8 +223,6 @@ def test_a_functional_call_differentiates_what_it_was_given(adjoint):
 class Noisy(Network):
     """Draws its noise in the first evaluation after it was taken away, as FFJORD does."""
 
-    noise = None
-
     def __init__(self):
         super().__init__()
         self.noise = None
@@ -296,3 +294,34 @@ def test_after_a_backward_pass_that_fails_all_is_as_it_was_before():
     with pytest.raises(SolverError, match="more than 1 steps"):
         backward(y)
     assert func.factor == -1
+
+
+class Counting(Network):
+    """Counts in a tensor, which it makes anew each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("nfe", torch.zeros(()))
+
+    def forward(self, t, y):
+        self.nfe = self.nfe + 1
+        return super().forward(t, y)
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_tensor_that_counts_goes_on_counting(adjoint):
+    func, y0 = Counting(), random(4, 3)
+    first, _ = (solve(func, y0, T, adjoint=adjoint) for _ in range(2))
+    before = func.nfe.clone()
+    backward(first.y)
+    assert func.nfe == before + first.statistics.backward.nfe
+
+
+def test_an_attribute_in_front_of_a_parameter_is_the_one_that_is_read():
+    func, y0 = Network(), random(4, 3)
+    func.first.__dict__["weight"] = func.first.weight.detach() / 2
+    y = solve(func, y0, T, adjoint_params=[func.second.weight]).y
+    (expected,) = torch.autograd.grad(y.square().sum(), func.second.weight, retain_graph=True)
+    func.first._parameters["weight"] = nn.Parameter(torch.zeros_like(func.first.weight))
+    (found,) = torch.autograd.grad(y.square().sum(), func.second.weight)
+    assert torch.equal(found, expected)

@@ -315,7 +315,7 @@ def small_model():
 
 def test_a_gradient_of_the_input_is_refused_as_it_would_lack_the_paths():
     x = random_walks(2, NUM_KNOTS, NUM_CHANNELS - 1, dtype=torch.float32).requires_grad_()
-    with pytest.raises(ValueError, match="x requires a gradient, but the solve has one of its parameters alone"):
+    with pytest.raises(ValueError, match="x requires a gradient, but the solve is not differentiated for the path"):
         small_model()(x)
 
 

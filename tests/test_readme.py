@@ -162,6 +162,12 @@ def test_savings(runs):
     faster = evidence.compared(*ways, seconds, is_share=True)
     says(f"takes {100 * faster.value:.0f} % ({100 * faster.low:.0f} to {100 * faster.high:.0f}) less CPU time")
     assert [found.num for found in (*saved, faster)] == [3, 3, 3]
+    for pair in ((1e-3, 1e-6), (1e-5, 1e-8)):
+        ways = (Way("speech_commands", *pair, norm) for norm in ("seminorm", "default"))
+        other = evidence.compared(*ways, seconds, is_share=True)
+        assert other.num < 3
+        assert not other.low > 0
+    says("at the other two too few pairs are of one CPU to tell")
     numbers = [f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})" for found in saved]
     says(f"saves {numbers[0]} of the backward NFE in training at 1e-3, {numbers[1]} at 1e-4 (24 epochs, n = 3)")
 

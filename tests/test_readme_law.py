@@ -55,6 +55,7 @@ def test_the_table_at_equal_error():
     says("the seminorm takes {} times the evaluations, `discrete` {} at 1e-3".format(*loose))
     tight = [on_acrobot(way, "1e-4") for way in ("`as-published`", "the warm start", "`discrete`")]
     says("`as-published` takes {} times, the warm start {}, and `discrete` {}.".format(*tight))
+    says(f"it takes {tight[1]} times at 1e-4 at the same error.")
 
     ways["`seminorm`, integrals unweighed"] = "the seminorm with integrals unweighed"
     in_flow = {

@@ -63,9 +63,9 @@ def test_batches_come_from_all_over_and_share_no_sample():
 def test_too_few_samples_for_batches_that_share_none_are_refused():
     data = (torch.arange(60),)
     assert len(batches_of(data, 20, 3)) == 3
-    with pytest.raises(ValueError, match="the test set has 60 samples, too few for 4 batches of 16"):
+    with pytest.raises(ValueError, match="the test set has 60 samples, too few for batch number 4 of 16"):
         batches_of(data, 16, 4)
-    with pytest.raises(ValueError, match="too few for 1 batches of 128"):
+    with pytest.raises(ValueError, match="too few for batch number 1 of 128"):
         batches_of(data, 128, 1)
 
 

@@ -54,8 +54,8 @@ def solve(problem: Problem) -> Solution:
         adjoint_method: how to step backward; `method` if not given.
         adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve, as far
             as the method has them. Its norm is the adjoint's.
-        adjoint_params: the tensors to differentiate with respect to, of which none may be computed from another;
-            `func.parameters()` if not given.
+        adjoint_params: the tensors to differentiate with respect to, of which none may be computed from another, nor
+            retain its gradient if it is no leaf; `func.parameters()` if not given.
         integrals: how many tensors at the end of a tuple y0 are integrals: func never reads them. Then their adjoints
             are constant, and the backward solve leaves both out of its state and so of its norm. (There func is given
             NaN for them: one that computes with them after all ends in a SolverError.)

@@ -23,9 +23,11 @@ class Cast(nn.Module):
         super().__init__()
         self.func = func
         self.arguments = arguments
+        self.context = torch.autocast(**arguments)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(**self.arguments):
+        # To make one takes long; but torch.compile would compile anew for each one that is there.
+        with torch.autocast(**self.arguments) if torch.compiler.is_compiling() else self.context:
             return self.func(t, y)
 
 

@@ -212,9 +212,12 @@ class CoupledField(_Around):
         self.front_state, self.front_cotangent, self.front_out = (
             whole[:num_coupled] for whole in (self.state, self.cotangent, self.out)
         )
-        self.integral_adjoint, self.integral_out = self.cotangent[num_coupled:], self.out[num_coupled:]
-        """The first is constant from one output time to the next; the adjoint sets it there."""
-        self.reads = torch.zeros_like(self.integral_out, dtype=torch.bool)
+        self.integral_adjoint = self.cotangent[num_coupled:]
+        """Constant from one output time to the next; the adjoint sets it there."""
+        # Apart from `out`, as a field may leave the integrals' part of its products as it is.
+        product = torch.zeros_like(like)
+        self.product, self.front_product, self.integral_product = product, product[:num_coupled], product[num_coupled:]
+        self.reads = torch.zeros_like(self.integral_product, dtype=torch.bool)
         """Which entries of the integrals a product has shown to be read: none should be."""
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
@@ -229,9 +232,9 @@ class CoupledField(_Around):
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
         self.front_cotangent.copy_(cotangent)
-        self.field.pullback(slot, self.cotangent, self.out)
-        torch.logical_or(self.reads, self.integral_out, out=self.reads)
-        out.copy_(self.front_out)
+        self.field.pullback(slot, self.cotangent, self.product)
+        torch.logical_or(self.reads, self.integral_product, out=self.reads)
+        out.copy_(self.front_product)
 
 
 class TupleField(_Around):

@@ -17,7 +17,7 @@ class Held:
 
     holder: dict[str, Any]
     others: tuple[dict[str, Any], ...]
-    """Where else its module has what it finds by name."""
+    """The other dicts in which its module looks up names."""
     name: str
     value: Any
     version: int
@@ -35,8 +35,8 @@ class Held:
 
     @property
     def is_made_anew(self) -> bool:
-        """Whether another tensor or module stands there, such as noise that a field draws in its first evaluation."""
-        return self.now is not self.value and isinstance(self.now, (Tensor, nn.Module))
+        """Whether something stands where None was, such as noise that a field draws in its first evaluation."""
+        return self.value is None and isinstance(self.now, (Tensor, nn.Module))
 
     def as_made_anew(self) -> "Held":
         """What stands there now, held."""
@@ -80,7 +80,14 @@ def as_they_were(held: list[Held]) -> Iterator[None]:
 
     What is written there inside stays, and what is counted there inside is added to what was counted before.
     """
-    replaced = [(it, place, place.get(it.name, ABSENT)) for it in held if it.now is not it.value for place in it.places]
+    own = {(id(it.holder), it.name) for it in held}
+    replaced = [
+        (it, place, place.get(it.name, ABSENT))
+        for it in held
+        if it.now is not it.value
+        for place in it.places
+        if place is it.holder or (id(place), it.name) not in own
+    ]
     try:
         for it, place, _ in replaced:
             place[it.name] = it.value
