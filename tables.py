@@ -68,7 +68,8 @@ class Train(Selection):
     """Trains the runs of a preset that the results folder lacks, and prints the tables.
 
     It may be stopped and started again at any time, and several may work on one results folder. It exits with 0 if
-    every run is done, 1 if one failed, 2 for what cannot be used, 130 after Ctrl-C and 143 after SIGTERM.
+    every run is done, 1 if one failed or was left undone, 2 for what cannot be used, 130 after Ctrl-C and 143 after
+    SIGTERM.
     """
 
     device: str = "cpu"

@@ -17,7 +17,7 @@ import torchadjoint
 from torchadjoint import ADJOINTS, METHODS, Solution, arguments
 
 SAME_STEPS = ("dopri5", "bosh3")
-"""The methods that torchdiffeq has and steps with as we do."""
+"""The methods that `solver="torchdiffeq"` takes: it has them, and they take the same evaluations as ours."""
 LONGEST_PATH = 4096
 """How many bytes a path has at most, on Linux."""
 
@@ -28,8 +28,8 @@ class TrainingConfig:
 
     A field's annotation, in derived classes too, says what it may be: an `int` is at least 1 and a `float` finite and
     above 0, or within the `minimum` and `maximum` in the field's metadata; a `Literal` is one of its values; None is
-    allowed where it is named. A path becomes a string. A field with `condition=False` in its metadata does not change
-    what is learnt.
+    allowed where it is named. A path becomes a string. A field with `condition=False` in its metadata is not in
+    the name of the results' folder.
 
     Raises:
         ValueError: if a value is not allowed; it says what is.
@@ -120,7 +120,7 @@ class TrainingConfig:
 
     @property
     def condition(self) -> str:
-        """Norm and tolerances, then each other setting that changes what is learnt and differs from its default."""
+        """Norm and tolerances, then each other setting that differs from its default, seed and data apart."""
         parts = [self.norm, str(self.rtol), str(self.atol)]
         for setting in fields(self):
             value = getattr(self, setting.name)

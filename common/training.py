@@ -58,8 +58,8 @@ def train(
             loss, by its name in `results.MEASURES`, such as how many are right for `accuracy`.
 
     Raises:
-        ValueError: before training begins, if there is no place to save the results, if another process trains the
-            same run, or if the checkpoint to resume from is damaged or another run's.
+        ValueError: before training begins, if there is no place to save the results (or an OSError), if another process
+            trains the same run, or if the checkpoint to resume from is damaged or another run's.
         TrainingFailed: if a loss, a gradient or the data are not finite, a solve fails, or there is too little memory
             or room on the disk. The results until then are saved all the same, if they can be (as they are when the
             user interrupts), and are the error's `results`.

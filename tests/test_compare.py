@@ -111,6 +111,8 @@ def test_tuple_states_and_options_of_the_solve(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        (dict(y0=[1.0]), r"y0 is \[1.0\], but must be a tensor or a tuple of tensors"),
+        (dict(compile="solve"), "compile is 'solve', but must be True or False"),
         (dict(adjoint_params=()), "adjoint_params is given, but compare chooses it: the gradient is that of all"),
         (dict(func=lambda t, y: y), "func is <function.*, but must be an nn.Module"),
         (dict(loss=3), "loss is 3, but must be a function of the solution"),

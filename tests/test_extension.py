@@ -4,7 +4,10 @@ import pytest
 import torch
 from problems import F64, Network, differentiate, distance, random, steps
 
-from torchadjoint import Backsolve, Discrete
+from torchadjoint import Backsolve, Discrete, solve
+from torchadjoint.adjoints import forward_solver, make_field
+from torchadjoint.compiled_loops import IS_TORCH_NEW_ENOUGH
+from torchadjoint.systems import ForwardSystem
 
 T = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
 TOLERANCES = dict(rtol=1e-5, atol=1e-7)
@@ -69,3 +72,28 @@ def test_an_observer_of_ones_own():
     counted = done.statistics.backward
     assert len(largest) == counted.num_accepted + counted.num_rejected
     assert "a_theta" in largest
+
+
+class Uncompiled:
+    """An adjoint made of the usual parts, which do not compile."""
+
+    name = "uncompiled"
+
+    def __init__(self, problem=None, statistics=None):
+        self.problem, self.statistics = problem, statistics
+        if problem is not None:
+            self.field = make_field(problem, time_gradient=False)
+
+    def differentiate(self, problem, statistics):
+        return Uncompiled(problem, statistics)
+
+    def begin(self):
+        return forward_solver(self.problem, self.statistics, ForwardSystem(self.field, self.problem.y0.shape))
+
+
+@pytest.mark.parametrize("compile", [True, "solve"])
+def test_an_adjoint_that_does_not_compile_refuses_to(compile):
+    if compile == "solve" and not IS_TORCH_NEW_ENOUGH:
+        pytest.skip("this torch has no while_loop")
+    with pytest.raises(ValueError, match="goes with adjoint='seminorm' and 'discrete', not with 'uncompiled'"):
+        solve(Network(), random(3).requires_grad_(), T, adjoint=Uncompiled(), compile=compile)

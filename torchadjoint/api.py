@@ -58,7 +58,8 @@ def solve(problem: Problem) -> Solution:
             retain its gradient if it is no leaf; `func.parameters()` if not given.
         integrals: how many tensors at the end of a tuple y0 are integrals: func never reads them. Then their adjoints
             are constant, and the backward solve leaves both out of its state and so of its norm. (There func is given
-            NaN for them: one that computes with them after all ends in a SolverError.)
+            NaN for them: one that computes with them after all ends in a SolverError.) `norm`, `grid_constructor` and
+            `compile` do not go with it.
         weigh_integrals: whether the forward solve's norm weighs the integrals. If not, their error is what the steps
             that suit the rest leave.
         observer: is called with an `Attempt` before and after every attempted step, forward and backward.
@@ -107,10 +108,11 @@ def odeint(
 
     Arguments are those of `solve`, with torchdiffeq's `options` in a dict. A `func` that is no nn.Module may read
     tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
-    once more, and every later evaluation checks that there are no others. So may an nn.Module that has some as buffers
-    or attributes, also in lists, tuples, dicts and functions, besides its parameters; of any other module one
-    evaluation checks that it reads no others. What a tensor is computed from that `func` holds so (or closes over, or
-    has as a default) is differentiated once, behind the solve, unless `func` reads that too.
+    once more, and those of the backward pass check that there are no others. So may an nn.Module that has some as
+    buffers or attributes, also in lists, tuples, dicts and functions, besides its parameters; of any other module that
+    has no `fused_field` the first evaluation of the backward pass checks that it reads no others. What a tensor is
+    computed from that `func` holds so (or closes over, or has as a default) is differentiated once, behind the solve,
+    unless `func` reads that too.
 
     Raises:
         ValueError: if an argument is not as described, or not supported: `event_fn`, methods other than `METHODS`.

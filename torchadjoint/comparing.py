@@ -145,7 +145,7 @@ def compare(
         rtol: relative tolerance of every way.
         atol: absolute tolerance of every way.
         methods: names of methods to try each way with.
-        compile: whether to try compiled attempts too, which takes tens of seconds.
+        compile: whether to try `compile=True` too, which takes seconds to minutes for each way and method.
         repeats: how often each way is timed, one after the other.
         options: further options of `solve`, such as `jump_t`.
 
@@ -165,6 +165,8 @@ def compare(
         if name in options:
             raise ValueError(f"{name} is given, but compare chooses it: {instead}")
     repeats = arguments.whole_number("repeats", repeats)
+    compile = arguments.flag("compile", compile)
+    arguments.state_shapes(y0)
     options = {"rtol": arguments.number("rtol", rtol), "atol": arguments.number("atol", atol), **options}
     expected, reference_error = _reference(func, y0, t, loss, options)
     trials = [

@@ -41,7 +41,7 @@ class Stepping:
     step_t: tuple[float, ...] = ()
     """Times that end a step, in ascending order, though nothing jumps there."""
     min_step: float = 0.0
-    """A step of this size is accepted, whatever its error."""
+    """A step of this size or a smaller one is accepted, however large its error, if that is finite."""
     max_step: float = math.inf
     safety: float = SAFETY
     """The part of the step that the error would allow that is taken."""

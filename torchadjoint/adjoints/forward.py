@@ -49,7 +49,16 @@ def forward_solver(
     *,
     kind: type[Solver] = Solver,
 ) -> Solver:
-    """A solver of the forward solve of `problem`, of the class `kind`, for a system that has its state."""
+    """A solver of the forward solve of `problem`, of the class `kind`, for a system that has its state.
+
+    Raises:
+        ValueError: if the problem is to be compiled, and that kind of solver does not.
+    """
+    if problem.compile and not issubclass(kind, CompiledSolver):
+        raise ValueError(
+            f"compile={problem.compile!r} goes with adjoint='seminorm' and 'discrete', not with "
+            f"{problem.adjoint.name!r}: leave compile away"
+        )
     return kind(
         system,
         problem.forward,
