@@ -127,8 +127,7 @@ class Evidence:
         """
         pairs = self.pairs(way, baseline)
         if quantity is seconds:
-            clocks = {run: (self.runs[run].provenance["device_name"], clock_of(self.runs[run])) for run in self.runs}
-            pairs = [(mine, theirs) for mine, theirs in pairs if clocks[mine] == clocks[theirs]]
+            pairs = [pair for pair in pairs if len({self._clock(run) for run in pair}) == 1]
         values = []
         for path, other in pairs:
             mine, theirs = quantity(self.runs[path]), quantity(self.runs[other])
@@ -138,6 +137,10 @@ class Evidence:
         run = self.runs[pairs[0][0]]
         note = f"{len(run.epochs)} epochs, {run.train_metrics.dataset_size:,} samples, batch {run.config['batch_size']}"
         return interval(values, "pairs of runs", [path for pair in pairs for path in pair], note)
+
+    def _clock(self, path: Path) -> tuple[str, str]:
+        """What must be equal for seconds to compare: the device and the kind of clock."""
+        return self.runs[path].provenance["device_name"], clock_of(self.runs[path])
 
     def measurement(self, name: str, subject: str, group: str | None = None) -> tuple[Path, dict[str, Any]] | None:
         """A file of `diagnostics` and what it holds."""

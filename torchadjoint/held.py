@@ -80,11 +80,11 @@ def as_they_were(held: list[Held]) -> Iterator[None]:
 
     What is written there inside stays, and what is counted there inside is added to what was counted before.
     """
-    own = {(id(it.holder), it.name) for it in held}
+    changed = [it for it in held if it.now is not it.value]
+    own = {(id(it.holder), it.name) for it in held} if changed else set()
     replaced = [
         (it, place, place.get(it.name, ABSENT))
-        for it in held
-        if it.now is not it.value
+        for it in changed
         for place in it.places
         if place is it.holder or (id(place), it.name) not in own
     ]
