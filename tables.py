@@ -120,6 +120,8 @@ class Claims(command_line.Paths):
 
     results_dir: str = REFERENCE
     """Folder of the results files."""
+    output: str | None = None
+    """The page's file; that of the committed runs, results/CLAIMS.md of this project, if not given."""
     check: bool = False
     """Write nothing; exit with 1 if the page is another than this."""
 
@@ -201,11 +203,12 @@ def page(options: Page) -> None:
 def write_claims(options: Claims) -> None:
     """Writes the page of claims; with `check`, only exits with 1 if another is there."""
     check_folder(options.results_dir)
-    text = claims.page(claim_list.claims(), Evidence.of(options.results_dir), CLAIMS.parent).encode()
+    output = Path(options.output or CLAIMS)
+    text = claims.page(claim_list.claims(), Evidence.of(options.results_dir), output.parent).encode()
     if not options.check:
-        files.replace(CLAIMS, text)
-    elif not CLAIMS.exists() or CLAIMS.read_bytes() != text:
-        sys.exit(f"{CLAIMS.name} is not what the results say: write it by `python tables.py claims`.")
+        files.replace(output, text)
+    elif not output.exists() or output.read_bytes() != text:
+        sys.exit(f"{output.name} is not what the results say: write it by `python tables.py claims`.")
 
 
 def print_tables(standing: Sequence[Status], results_dir: str, **options) -> None:

@@ -156,14 +156,14 @@ Written by `python tables.py claims` from the committed results: do not edit. A 
 files, and changes when they change. Both are named with each claim below.
 
 Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. *Not confirmed*: the
-interval leaves it open, or there is one run and so no interval. *Not testable here*: runs or measurements are missing,
-and as soon as they are there the claim is judged. The runs are smaller than the paper's; how large they are stands with
-each claim. *At most* and *at least*: the number is a bound. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by
-chance: a single verdict is no proof. Where gradients are measured, the interval is over batches, for the weights that
-were there, and a verdict asks that each set of weights alone agrees.
+interval leaves it open, there is one run and so no interval, or one set of weights alone does not agree. *Not testable
+here*: runs or measurements are missing, and as soon as they are there the claim is judged. The runs are smaller than
+the paper's; how large they are stands with each claim. *At most* and *at least*: the number is a bound. Of many
+intervals of {100 * CONFIDENCE:.0f} % some miss by chance: a single verdict is no proof. Where gradients are measured,
+the interval is over batches, for the weights that were there.
 
-The commands write into `results/`. `python tables.py claims --results-dir results` judges what is there, and writes it
-over this page.
+The commands write into `results/`. `python tables.py claims --results-dir results --output results/mine.md` judges what
+is there.
 """
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from statistics import mean
 
@@ -159,6 +160,9 @@ def _prediction(of_default: str, model: str, evidence: Evidence) -> Finding | No
         for setting in record["settings"]
         if "measured_saving" in setting and setting["predicted_from"]["default"] == of_default
     ]
+    if not distances:
+        return None
     num_beyond = sum(distance > LAW_MARGIN for distance in distances)
-    note = f"{num_beyond} of them beyond ten points, the farthest by {points(max(distances))[1:]}" if distances else ""
-    return interval(distances, "settings", [path], note)
+    note = f"{num_beyond} of them beyond ten points, the farthest by {points(max(distances))[1:]}"
+    found = interval(distances, "settings", [path], note)
+    return replace(found, low=max(found.low, 0.0))  # a mean distance is not below 0

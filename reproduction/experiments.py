@@ -22,6 +22,8 @@ class Scale:
     num_seeds: int = 5
     caveat: str = ""
     """What of this is not known from the paper."""
+    groups: str = ""
+    """How the names of the groups begin that the paper has."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ FLOW = Experiment(
         batch_size=200,
         max_epochs=100,
         caveat=" on MNIST, of which the epochs alone are known and the rest is assumed",
+        groups="mnist",
     ),
     time_axis=TimeAxis("$t$ (data at 0)", 0.0, 0.5, 20, 0.05, "0.05"),
     gradients=GradientSetting(

@@ -113,9 +113,10 @@ def _measured(result: Results) -> dict[str, float | str | None]:
 def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas.DataFrame:
     """One row for each condition of `collect`'s rows (each run with `all_seeds`), in their order.
 
-    The columns are those of `CONDITION` (and `seed`); how many runs are `wanted`, `completed` and `failed`; the `clock`
-    of the seconds; `<name>_mean` and `<name>_sd` (sample standard deviation; NaN for a single run) of all `MEASURED`;
-    and the `SAVINGS`, each a share with the ends of its interval in `_low` and `_high` and its pairs in `_pairs`.
+    The columns are those of `CONDITION` (and `seed`); how many runs are `wanted`, `completed`, `failed` and, for the
+    means of seconds, `timed`; the `clock` of these; `<name>_mean` and `<name>_sd` (sample standard deviation; NaN for a
+    single run) of all `MEASURED`; and the `SAVINGS`, each a share with the ends of its interval in `_low` and `_high`
+    and its pairs in `_pairs`.
 
     Where only some of a condition's runs have CPU seconds, the mean is over these: the two clocks do not mix. Nor do
     two devices: seconds are those of the device of most runs at the same tolerances and of the same length.
@@ -132,6 +133,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
         wanted=("status", "size"),
         completed=("status", lambda status: (status == "completed").sum()),
         failed=("status", lambda status: (status == "failed").sum()),
+        timed=("seconds", "count"),
         clock=("clock", "first"),
     )
     for name in MEASURED:

@@ -34,12 +34,9 @@ QUANTITIES = {
 LEGEND = (
     "Mean +- sample standard deviation over the runs of a row, which differ in their seed. NFE of a training: all its "
     "steps together. What is saved is the mean over pairs of runs with the same seed. In parentheses: its "
-    f"{100 * CONFIDENCE:.0f} % interval by Student's t, and the number n of pairs. A single pair has no interval."
-)
-CLOCKS = {"CPU": " (CPU)", "wall": " (wall)"}
-COST_NOTE = (
-    "Seconds (CPU): of all cores together, over the runs that recorded them. Seconds (wall): by the clock. Both are of "
-    "the device that most runs of the same tolerances and epochs were made on."
+    f"{100 * CONFIDENCE:.0f} % interval by Student's t, and the number n of pairs. A single pair has no interval. "
+    "Seconds (CPU) are of all cores together, seconds (wall) by the clock. Both are of the device that most runs of "
+    "the same tolerances and epochs were made on: n runs, where these are not all."
 )
 COMPARISON_NOTE = (
     "NFE grow with batches and epochs, so of reduced runs only what is saved compares. The paper's NFE of a training "
@@ -81,7 +78,7 @@ def build(collected: pandas.DataFrame, *, all_seeds: bool = False) -> list[Table
         if not beyond.empty:
             notes = (*(scale if papers.empty else ()), *_equal_seeds(runs), *_absences(runs[_is_beyond(runs)]))
             tables.append(Table(f"{title}: beyond the paper", _savings(beyond, baselines, metric), notes))
-        tables.append(Table(f"{title}: costs", _costs(summary), (COST_NOTE,)))
+        tables.append(Table(f"{title}: costs", _costs(summary)))
     return tables
 
 
@@ -145,7 +142,10 @@ def _savings(summary: pandas.DataFrame, baselines: list[str], metric: str) -> pa
 def _costs(summary: pandas.DataFrame) -> pandas.DataFrame:
     table = _conditions(summary)
     table["epochs"] = _epochs(summary)
-    for quantity in ("seconds", "forward_nfe", "test_backward_nfe", "memory"):
+    quantities = ["seconds", "forward_nfe", "test_backward_nfe", "memory"]
+    if summary["memory_mean"].isna().all():
+        quantities.remove("memory")
+    for quantity in quantities:
         table[QUANTITIES[quantity]] = _cells(summary, quantity)
     return table
 
@@ -212,11 +212,12 @@ def _scale(runs: pandas.DataFrame) -> Iterable[str]:
         for name in ("training_samples", "batch_size")
     )
     sample = " of synthetic sounds, which are not speech," if runs["synthetic"].any() else ""
-    yield (
-        f"Trained on {samples} samples{sample} in batches of {sizes}, on {'; '.join(completed['device'].unique())}. "
-        f"The paper{paper.caveat}: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, "
+    ours = f"Trained on {samples} samples{sample} in batches of {sizes}, on {'; '.join(completed['device'].unique())}."
+    papers = (
+        f" The paper{paper.caveat}: {paper.training_samples:,} samples, batches of {paper.batch_size:,}, "
         f"{paper.max_epochs} epochs, {paper.num_seeds} runs."
     )
+    yield ours + papers if runs["group"].iloc[0].startswith(paper.groups) else ours
     if elsewhere := runs["elsewhere"].sum():
         yield f"Left out, as they were trained on other data: {elsewhere} completed runs."
 
@@ -256,7 +257,14 @@ def _equal_seeds(runs: pandas.DataFrame) -> Iterable[str]:
 def _cells(summary: pandas.DataFrame, quantity: str) -> pandas.Series:
     means_and_deviations = summary[[f"{quantity}_mean", f"{quantity}_sd"]]
     cells = means_and_deviations.agg(lambda row: _cell(quantity, *row), axis="columns")
-    return cells + summary["clock"].map(CLOCKS).fillna("") if "seconds" in quantity else cells
+    return cells + summary.agg(_clock, axis="columns") if "seconds" in quantity else cells
+
+
+def _clock(row: pandas.Series) -> str:
+    """By which clock the seconds of a row are, and of how many runs where not of all that are completed."""
+    if not row["timed"]:
+        return ""
+    return f" ({row['clock']})" if row["timed"] == row["completed"] else f" ({row['clock']}, n = {row['timed']})"
 
 
 def _cell(quantity: str, mean: float, deviation: float) -> str:

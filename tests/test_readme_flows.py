@@ -52,13 +52,12 @@ def test_the_trained_flows():
             apart.append(abs(found.value))
         assert abs(share(way("per-tensor", data=data)).value) < 0.01, "the page says that it costs as much as `default`"
     says(f"The mean likelihoods agree to {max(apart):.3f} nats")
-    says(f"In a flow of the checkerboard the seminorm saves {saved(way('seminorm'))[:-1]}, n = 3)")
+    says(f"In a flow of the checkerboard the seminorm saves {saved(way('seminorm'))[:-1]}, n = 3) at equal tolerances")
     of_digits = {norm: share(way(norm, data="digits")) for norm in ("seminorm", "discrete")}
     assert of_digits["seminorm"].num == 2
     assert abs(of_digits["seminorm"].value) < 0.005
     spirals, gaussians = (saved(way("seminorm", data=data)) for data in ("2spirals", "8gaussians"))
-    says(f"On 2spirals it saves {spirals}, on 8gaussians {gaussians}.")
-    says("On digits it saves nothing (two seeds).")
+    says(f"on 2spirals {spirals}, on 8gaussians {gaussians}, on digits nothing (two seeds).")
     shares = {data: share(way("discrete", data=data)) for data in ("checkerboard", "2spirals", "8gaussians")}
     shares["digits"] = of_digits["discrete"]
     *first, last = (f"{100 * found.value:.0f} % on {data}" for data, found in shares.items())

@@ -1,12 +1,11 @@
 """What README and docs/ say of the law and of equal errors is what the committed measurements say."""
 
 import itertools
-from statistics import geometric_mean
+from statistics import geometric_mean, mean
 
 from prose import ROOT, diagnosis, markdown_tables, says
 
 from reproduction import claims_of_law, collapse
-from reproduction.evidence import interval
 from reproduction.fair_saving import compare
 
 
@@ -45,6 +44,7 @@ def test_the_table_at_equal_error():
     (error, ends, _), (other, others_ends, _) = (found[less_exact.format(rtol)] for rtol in ("1e-3", "1e-4"))
     assert error == other
     says(f"less exact, by {error} times at both ({ends}, {others_ends})")
+    says(f"Over eight batches and three sets of weights it is less exact, by {error} times ([below]")
 
     def on_acrobot(way, rtol):
         middle, ends, _ = found[at.format(way, rtol, "evaluations", "acrobot")]
@@ -64,7 +64,7 @@ def test_the_table_at_equal_error():
     }
     for way, ratios in in_flow.items():
         says(f"| {' | '.join([way, *ratios])} |")
-    says(f"it needs {in_flow['`seminorm`'][-1]} times the evaluations at 1e-5")
+    says(f"they need {in_flow['`seminorm`'][-1]} and {in_flow['`discrete`'][-1]} times the evaluations.")
     less_exact = "At equal tolerances the seminorm's gradient is less exact: the flow, rtol {}"
     says("by {}, {} and {} times at".format(*(found[less_exact.format(rtol)][0] for rtol in ("1e-3", "1e-4", "1e-5"))))
 
@@ -151,16 +151,14 @@ def test_the_numbers_of_the_law():
         shares[norm]["left out"] = f"{left_out / spread['nothing']:.2f}"
     left_out = [shares[norm]["left out"] for norm in ("default", "seminorm")]
     says("with one case left out of the curve at a time, {} and {} times".format(*left_out))
-    says(f"Against loss scale / atol, `default` scatters {shares['default']['loss scale / atol']} times as much too")
-    says(f"against RMS(a_z) / atol it scatters {shares['default']['RMS(a_z) / atol']} times as much")
-    _, nothing, about = collapse.spreads_within_settings(cases, "default", "parameters / state", least=0.1)
-    says(f"five cases of the Neural CDE (it leaves {about / nothing:.2f} of their")
-    says(f"Of all orders of five cases, {100 * share_of_orders_that_pass(cases):.0f} % leave less than half")
-    between = "The saving is largest where atol lies between the sizes of a_z and a_theta: the Neural CDE"
-    says(f"it is {found[between][0].removeprefix('-')[:-1]}s smaller there, but two cases alone have such")
-    assert found[between][2] == "2"
+    says(f"against loss scale / atol, `default` scatters {shares['default']['loss scale / atol']} times as much too")
+    says(f"and against RMS(a_z) / atol only {shares['default']['RMS(a_z) / atol']} times")
+    assert len(cases) == 5
+    says(
+        f"of all orders of five, {100 * share_of_orders_that_pass(cases):.0f} % fit as well as one that counts as a fit"
+    )
     inside, outside = (sum(map(len, of_cases)) for of_cases in zip(*map(collapse.between, cases), strict=True))
-    says(f"settings ({inside} of {inside + outside})")
+    says(f"is not confirmed: {inside} of {inside + outside} settings lie there.")
     margin, means = claims_of_law.LAW_MARGIN, []
     for model, called in (("neural_ode", "the small network"), ("speech_commands", "the Neural CDE")):
         for sizes, quantity in (("a_theta and a_z", "default"), ("a_z", "seminorm")):
@@ -171,11 +169,10 @@ def test_the_numbers_of_the_law():
             ]
             if not distances:
                 continue
-            number = interval(distances, "settings", [])
-            ends = " to ".join(f"{100 * end:.1f}" for end in (number.low, number.high))
+            means.append(100 * mean(distances))
             beyond = sum(distance > margin for distance in distances)
-            says(f"| {sizes} | {called} | {100 * number.value:.1f} ({ends}) | {len(distances)} | {beyond} |")
-            means.append(100 * number.value)
+            numbers = f"{means[-1]:.1f} | {100 * max(distances):.1f} | {len(distances)} | {beyond}"
+            says(f"| {sizes} | {called} | {numbers} |")
     says(f"Predictions from the adjoint's size were {min(means):.0f} to {max(means):.0f} points off in the mean")
 
 

@@ -63,6 +63,8 @@ def test_numbers_are_written_as_people_do():
     costs = titled(found, "Symplectic ODE-Net on acrobot: costs").frame
     assert costs["peak of GPU memory"].item() == "3 MiB"
     assert costs["seconds of training"].item() == "11 (CPU)"
+    on_cpu = [(run, result(run, 274_464))]
+    assert "peak of GPU memory" not in titled(build(collected(on_cpu)), "Symplectic ODE-Net on acrobot: costs").frame
     # No run of the list is of this norm, so nothing can be compared with it.
     assert "saved against `per-tensor`" not in found[0].frame
 
