@@ -254,6 +254,8 @@ def seconds_of(runs: Sequence[Run], samples: dict[tuple, Sample], options: Train
     results = list(load_all(options.results_dir).values())
     seconds = dict(zip([run.identity for run in runs], estimated_seconds(runs, results, options.device), strict=True))
     unknown = [run for run in runs if seconds[run.identity] is None and run.data_key in samples]
+    if not unknown:
+        return list(seconds.values())
     guesses = rough_seconds(unknown, samples, [*load_all(REFERENCE).values(), *results], options.device)
     seconds |= zip([run.identity for run in unknown], guesses, strict=True)
     return list(seconds.values())

@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ RESUME = "do the same with resume=True (on the command line: --resume)"
 """How to go on, as errors say it."""
 START_ANEW = "delete it to start from the beginning"
 DIGEST_SIZE = hashlib.sha256().digest_size
+ECHO_SECONDS = 1.0
 
 
 class Checkpoint:
@@ -181,10 +183,15 @@ class State:
 
 
 class DelayedSignals:
-    """Inside `with`, in the main thread, the first SIGINT or SIGTERM waits for `check`; a second acts at once."""
+    """Inside `with`, in the main thread, the first SIGINT or SIGTERM waits for `check`; a second acts at once.
+
+    A second SIGTERM within `ECHO_SECONDS` counts as the first: a service manager or a cluster that stops a sweep also
+    signals its workers, as the sweep does.
+    """
 
     def __init__(self):
         self.received = None
+        self._since = 0.0
         self._handlers = {}
 
     def __enter__(self) -> "DelayedSignals":
@@ -196,12 +203,20 @@ class DelayedSignals:
         return self
 
     def __exit__(self, *_) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        self._restore(*self._handlers)
+
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, self._handlers.pop(number))
 
     def _receive(self, number, frame) -> None:
-        self.received = number
-        self.__exit__()
+        if self.received is not None:
+            if time.monotonic() - self._since > ECHO_SECONDS:
+                self._restore(number)
+                signal.raise_signal(number)
+            return
+        self.received, self._since = number, time.monotonic()
+        self._restore(*(other for other in list(self._handlers) if (number, other) != (signal.SIGTERM, signal.SIGTERM)))
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         say(f"\n{name}: stops as soon as the batch is finished; a second one stops at once", sys.stderr)
 

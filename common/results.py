@@ -5,6 +5,7 @@ On disk a run is one JSON file; results/README.md describes every name.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -261,8 +262,14 @@ def load_all(results_dir: str | os.PathLike) -> dict[Path, Results]:
                 raise ValueError(f"{path} is not a file")
             runs[path] = load(path)
         except (ValueError, OSError) as error:
-            logger.warning("Left out of the results: %s", error)
+            _warn(f"Left out of the results: {error}")
     return runs
+
+
+@functools.cache
+def _warn(sentence: str) -> None:
+    """Once, as programs read a folder several times."""
+    logger.warning(sentence)
 
 
 def _check(results: Results) -> None:

@@ -70,8 +70,7 @@ def train(
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        # Convolutions would be rounded to 10 bits, which the solver would take for errors of its steps.
-        torch.backends.cudnn.allow_tf32 = False
+        set_full_precision()
     results = Results(
         baseline_memory=torch.cuda.memory_allocated(device) if on_gpu else None,
         start_time=time.time(),
@@ -116,6 +115,12 @@ def train(
             checkpoint.delete()
         signals.check("interrupted when the run was complete and saved")
     return results
+
+
+def set_full_precision() -> None:
+    """Has a GPU round to float32 in all it does: TF32 has 10 bits, which a solver takes for errors of its steps."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 class _Trainer:

@@ -2,7 +2,6 @@
 
 import hashlib
 from math import cos, sin
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .batches import Batches, DataSplit
+from .batches import DataSplit
 from .cache import cache_directory, load_or_build
 
 TorqueForm = Literal["published", "consistent"]
@@ -96,10 +95,9 @@ def load(
     *,
     batch_size: int,
     device: str | int | torch.device,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     num_trajectories: int = NUM_TRAJECTORIES,
     torque: TorqueForm = "published",
-    cache_dir: str | Path | None = None,
 ) -> DataSplit:
     """The paper's data set: batches of windows, float32 of shape (batch, 8 times, 8 channels), on `device`.
 
@@ -117,20 +115,15 @@ def load(
             f"num_trajectories is {num_trajectories}, but must be between 7 (fewer leave none for validation) and "
             f"{NUM_TRAJECTORIES} (there are no more)."
         )
-    path = cache_directory(cache_dir) / f"acrobot-{torque}-torque.npz"
+    path = cache_directory() / f"acrobot-{torque}-torque.npz"
     cached = load_or_build(path, lambda: {"trajectories": _trajectories(environment)}, _fits)
     sizes = (num_train, num_val, num_trajectories - num_train - num_val)
-    train, val, test = (
+    parts = (
         # From (torques, trajectory, start, channel, time) to (torques, start, trajectory, time, channel).
         part.unfold(2, WINDOW_LENGTH, 1).permute(0, 2, 1, 4, 3).reshape(-1, WINDOW_LENGTH, part.size(3)).to(device)
         for part in cached["trajectories"][:, :num_trajectories].split(sizes, dim=1)
     )
-    return DataSplit(
-        train=Batches((train,), batch_size, generator=generator),
-        val=Batches((val,), batch_size),
-        test=Batches((test,), batch_size),
-        digest=hashlib.sha256(repr(("acrobot", torque, sizes)).encode()).hexdigest(),
-    )
+    return DataSplit.of([(part,) for part in parts], batch_size, generator, ("acrobot", torque, sizes))
 
 
 def _fits(cached: dict[str, Tensor]) -> bool:

@@ -1,7 +1,8 @@
 """Batches of tensors in memory and the split into three parts: what every data set returns and the trainer iterates."""
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,3 +49,16 @@ class DataSplit:
     val: Batches
     test: Batches
     digest: str
+
+    @classmethod
+    def of(
+        cls,
+        parts: Iterable[tuple[Tensor, ...]],
+        batch_size: int,
+        generator: torch.Generator | None,
+        content: object,
+    ) -> "DataSplit":
+        """The split into these tensors for training, validation and test; the repr of `content` says what they are."""
+        orders = (generator, None, None)
+        batches = [Batches(part, batch_size, generator=order) for part, order in zip(parts, orders, strict=True)]
+        return cls(*batches, digest=hashlib.sha256(repr(content).encode()).hexdigest())

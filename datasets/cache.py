@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import shutil
@@ -13,19 +14,21 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from common import files
+
 logger = logging.getLogger(__name__)
 
 
-def cache_directory(cache_dir: str | Path | None = None) -> Path:
-    """The folder for cached tensors, made if need be: `cache_dir`, or else the one that the environment variable
-    SEMINORM_CACHE names, or else ~/.cache/seminorm. ValueError if that folder cannot be made."""
+def cache_directory() -> Path:
+    """The folder for cached tensors, made if need be: the one that the environment variable SEMINORM_CACHE names, or
+    else ~/.cache/seminorm. ValueError if that folder cannot be made."""
     # Unlike pathlib's, this leaves the ~ of a user who does not exist as it is.
-    directory = Path(os.path.expanduser(cache_dir or os.environ.get("SEMINORM_CACHE") or "~/.cache/seminorm"))
+    directory = Path(os.path.expanduser(os.environ.get("SEMINORM_CACHE") or "~/.cache/seminorm"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"The cache folder {directory} cannot be made ({error.strerror}): give another one or set SEMINORM_CACHE."
+            f"The cache folder {directory} cannot be made ({error.strerror}): name another one by SEMINORM_CACHE."
         ) from error
     return directory
 
@@ -68,7 +71,8 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             partial.mkdir()
             try:
                 fill(partial)
-                os.sync()  # or else, after a power cut, the name could be on the disk without all that is in it
+                # Or else, after a power cut, the name could be on the disk without all that is in it. Windows has none.
+                getattr(os, "sync", lambda: None)()
                 os.replace(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -112,13 +116,6 @@ def _read(path: Path, fits: Callable[[dict[str, Tensor]], bool]) -> dict[str, Te
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    # The lock is held, so that the name can be fixed: what a killed process left there is removed. It is not written
-    # over: in a shared folder it may be a link to another file.
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        with partial.open("xb") as file:
-            np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    files.replace(path, buffer.getbuffer())

@@ -4,7 +4,6 @@ The toys are those of FFJORD (Grathwohl et al., 2019), drawn here once for all. 
 scikit-learn. MNIST and CIFAR-10 come through torchvision, which is imported for them alone.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from common import randomness
 
-from .batches import Batches, DataSplit
+from .batches import DataSplit
 from .cache import cache_directory, make_folder
 
 Toy = Literal["checkerboard", "8gaussians", "2spirals", "pinwheel", "moons", "rings"]
@@ -67,14 +66,8 @@ def load(
         parts = _torchvision(data, data_root)
     else:
         raise ValueError(f"data is {data!r}, but must be one of {', '.join(map(repr, get_args(Data)))}")
-    train, val, test = (part.to(device) for part in parts)
     sizes = tuple(map(len, parts))
-    return DataSplit(
-        train=Batches((train,), batch_size, generator=generator),
-        val=Batches((val,), batch_size),
-        test=Batches((test,), batch_size),
-        digest=hashlib.sha256(repr(("flow", data, sizes)).encode()).hexdigest(),
-    )
+    return DataSplit.of([(part.to(device),) for part in parts], batch_size, generator, ("flow", data, sizes))
 
 
 def _checkerboard(number: int, random: torch.Generator) -> Tensor:

@@ -53,8 +53,7 @@ def load(
     split: str,
     batch_size: int,
     device: str | int | torch.device,
-    generator: torch.Generator,
-    cache_dir: str | Path | None = None,
+    generator: torch.Generator | None,
 ) -> DataSplit:
     """The data set, version 0.02, as batches of (path, label) on `device`; `generator` shuffles those for training.
 
@@ -77,7 +76,7 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, but the splits are {' and '.join(map(repr, SPLITS))}.")
-    cache = cache_directory(cache_dir)
+    cache = cache_directory()
     folder = _find_folder(data_root, cache)
     files = _list_files(folder)
     path = cache / f"speech_commands-{_key(files)}.npz"

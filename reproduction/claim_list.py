@@ -1,10 +1,12 @@
 """What is claimed, for the page of `claims.py`: first what the paper says, then what we say."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from .claim_commands import RUNS, equal_error, step_errors
 from .claims import (
@@ -25,7 +27,7 @@ from .claims import (
 )
 from .claims_of_flows import claims_of_flows
 from .claims_of_law import TITLES, claims_of_law
-from .evidence import Evidence, Finding, Way, accuracy, backward_nfe, comparison, loss, seconds
+from .evidence import NOT_MEASURED, Evidence, Finding, Way, accuracy, backward_nfe, comparison, loss, measured, seconds
 from .fair_saving import COMPARED_AT, Cost, Ratio
 from .published import PUBLISHED
 from .runs import TOLERANCES
@@ -115,11 +117,7 @@ def _of_acrobot() -> Iterator[Claim]:
 
 
 def _of_steps() -> Iterator[Claim]:
-    def share(evidence: Evidence, experiment: str, part: str) -> Finding | None:
-        found = evidence.measurement("step_errors", experiment)
-        if found is None:
-            return None
-        path, record = found
+    def share(part: str, path: Path, record: Mapping[str, Any]) -> Finding:
         shares = [at[part] for at in record["shares"]]
         note = f"{percent(min(shares))} to {percent(max(shares))}, of one batch and set of weights"
         return Finding(mean(shares), math.nan, math.nan, len(shares), "pairs of tolerances", (path,), note)
@@ -134,7 +132,7 @@ def _of_steps() -> Iterator[Claim]:
             f"{name} has the largest error in most steps of `default`: {TITLES[experiment]}",
             source,
             f"share of the attempted steps in which {part} has the largest error, over the tolerances",
-            partial(share, experiment=experiment, part=part),
+            measured("step_errors", experiment, partial(share, part)),
             AtLeast(0.5),
             percent,
             step_errors(experiment),
@@ -165,8 +163,8 @@ def _of_gradients() -> Iterator[Claim]:
         "acrobot": ways | {"the warm start": "seminorm, warm start", "`as-published`": "as-published"},
         "flow": ways | {"the seminorm with integrals unweighed": "seminorm, integrals unweighed"},
     }
-    for experiment, measured in of_experiments.items():
-        for name, way in measured.items():
+    for experiment, its_ways in of_experiments.items():
+        for name, way in its_ways.items():
             for rtol in COMPARED_AT[experiment]:
                 yield _at_equal_error(experiment, "nfe", name, way, rtol)
     for name, way in ways.items():
@@ -187,10 +185,10 @@ def _at_equal_error(experiment: str, cost: Cost, name: str, way: str, rtol: floa
     )
 
 
-def _ratio(experiment: str, cost: Cost, quantity: str, way: str, rtol: float, evidence: Evidence) -> Finding | None:
+def _ratio(experiment: str, cost: Cost, quantity: str, way: str, rtol: float, evidence: Evidence) -> Finding | str:
     fair = evidence.fair(experiment, cost).get((way, rtol))
     if fair is None:
-        return None
+        return NOT_MEASURED
     ratio: Ratio = getattr(fair, quantity)
     path, record = evidence.measurement("equal_error", experiment)
     note = f"of {record['batch_size']} samples"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .evidence import Evidence, Finding
+from .evidence import Evidence, Find, Finding
 from .summary import CONFIDENCE
 
 Verdict = Literal["confirmed", "not confirmed", "refuted", "not testable here"]
@@ -104,18 +104,16 @@ class Claim:
     """One of the four above."""
     what: str
     """What the number is."""
-    find: Callable[[Evidence], Finding | None]
+    find: Find
     rule: Above | Below | Within | Holds | AtMost | AtLeast
     show: Callable[[float], str]
     command: str
     """What makes the files again."""
-    missing: str = "runs missing"
-    """Why there is no number, where there is none."""
 
-    def verdict(self, evidence: Evidence) -> tuple[Verdict, Finding | None]:
-        """The verdict and the number behind it."""
+    def verdict(self, evidence: Evidence) -> tuple[Verdict, Finding | str]:
+        """The verdict, and the number behind it or why there is none."""
         finding = self.find(evidence)
-        return ("not testable here", None) if finding is None else (self.rule.judge(finding), finding)
+        return ("not testable here" if isinstance(finding, str) else self.rule.judge(finding)), finding
 
 
 def percent(value: float) -> str:
@@ -173,11 +171,11 @@ def _head(counts: dict[Verdict, int]) -> Iterator[str]:
     yield ""
 
 
-def _table(judged: list[tuple[Claim, Verdict, Finding | None]]) -> Iterator[str]:
+def _table(judged: list[tuple[Claim, Verdict, Finding | str]]) -> Iterator[str]:
     yield "| | claim | from | verdict | number | interval | n |"
     yield "|---:|---|---|---|---:|---|---:|"
     for number, (claim, verdict, finding) in enumerate(judged, start=1):
-        cells = [claim.missing, "-", "-"] if finding is None else _cells(claim, finding)
+        cells = [finding, "-", "-"] if isinstance(finding, str) else _cells(claim, finding)
         yield f"| [{number}](#claim-{number}) | {claim.text} | {claim.source} | **{verdict}** | {' | '.join(cells)} |"
     yield ""
 
@@ -193,14 +191,14 @@ def _cells(claim: Claim, finding: Finding) -> list[str]:
     return [number, " to ".join(ends), str(finding.num)]
 
 
-def _behind(judged: list[tuple[Claim, Verdict, Finding | None]], directory: Path) -> Iterator[str]:
+def _behind(judged: list[tuple[Claim, Verdict, Finding | str]], directory: Path) -> Iterator[str]:
     for number, (claim, verdict, finding) in enumerate(judged, start=1):
         yield f"## Claim {number}"
         yield f"{claim.text} ({claim.source}): **{verdict}**."
         yield ""
         yield f"- The number: {claim.what}."
         yield f"- The rule: {_in_words(claim)}"
-        if finding is not None:
+        if isinstance(finding, Finding):
             note = f" ({finding.note})" if finding.note else ""
             yield f"- n = {finding.num} {finding.unit}{note}."
             if finding.of_weights:

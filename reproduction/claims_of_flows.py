@@ -5,7 +5,7 @@ from functools import partial
 
 from .claim_commands import RUNS_OF_FLOWS, growth
 from .claims import ELSEWHERE, MEMORY, OURS, Above, Claim, Within, percent, points, signed
-from .evidence import Evidence, Finding, Way, backward_nfe, bits_per_dim, comparison, interval, nll
+from .evidence import NOT_MEASURED, Evidence, Finding, Way, backward_nfe, bits_per_dim, comparison, interval, nll
 from .experiments import FLOW
 
 TOLERANCES = {
@@ -66,17 +66,16 @@ def claims_of_flows() -> Iterator[Claim]:
         Above(0.01),
         points,
         growth(),
-        "it saves nothing at either width",
     )
 
 
-def _gain_by_width(evidence: Evidence) -> Finding | None:
+def _gain_by_width(evidence: Evidence) -> Finding | str:
     found = [evidence.measurement("growth", "flow", f"digits, width {width}") for width in (16, 64)]
     if None in found:
-        return None
+        return NOT_MEASURED
     narrow, wide = (_savings(record["rows"]) for _, record in found)
     if not any((*narrow.values(), *wide.values())):
-        return None
+        return "it saves nothing at either width"
     return interval([wide[batch] - narrow[batch] for batch in wide], "batches", [path for path, _ in found])
 
 

@@ -1,15 +1,17 @@
 """What is claimed of the law behind the saving, for `claim_list.py`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from .claim_commands import law
 from .claims import MEMORY, OURS, Above, AtMost, Below, Claim, factor, percent, points
 from .collapse import CHOSEN, asymmetry, between, spread_left_out, spreads, spreads_within_settings
-from .evidence import Evidence, Finding, interval
+from .evidence import NOT_MEASURED, Finding, interval, measured
 from .law_subjects import MODELS
 
 LAW_MARGIN = 0.1
@@ -23,6 +25,7 @@ FEWEST_SETTINGS = 3
 FEWEST_CASES = 6
 """Of fewer, too many of their orders would pass: of the Neural CDE's five, one in five."""
 FLAT = "the evaluations vary by less than a tenth, so there is nothing to explain"
+Record = Mapping[str, Any]
 TITLES = {
     "speech_commands": "the Neural CDE",
     "acrobot": "acrobot",
@@ -40,42 +43,38 @@ def claims_of_law() -> Iterator[Claim]:
                 OURS,
                 "by how much NFE over those of z alone differ where that ratio is equal, of the settings where they "
                 "differ most; atol is of both solves",
-                partial(_symmetry, model, norm),
+                measured("law", model, partial(_symmetry, norm)),
                 AtMost(LEAST_SPREAD),
                 percent,
                 law(model, "grid"),
-                FLAT,
             )
         for norm in ("default", "seminorm"):
             yield Claim(
                 f"The backward NFE of `{norm}` fall on one curve against {CHOSEN[norm]}: {TITLES[model]}",
                 OURS,
                 "spread about the curve over the spread about a constant, over loss scales, atol, batches and widths",
-                partial(_collapse, model, norm, CHOSEN[norm]),
+                measured("law", model, partial(_collapse, norm, CHOSEN[norm])),
                 AtMost(MOST_LEFT),
                 factor,
                 law(model, "grid"),
-                FLAT,
             )
         yield Claim(
             f"At one loss scale and atol the ratio of parameters to state sets the cost of `default`: {TITLES[model]}",
             MEMORY,
             "spread about the curve against that ratio over the spread of the cases at equal settings",
-            partial(_ratio_within_settings, model),
+            measured("law", model, _ratio_within_settings),
             AtMost(MOST_LEFT),
             factor,
             law(model, "grid"),
-            "too few cases, or they differ by a tenth at too few settings",
         )
         yield Claim(
             f"The saving is largest where atol lies between the sizes of a_z and a_theta: {TITLES[model]}",
             OURS,
             "mean saving there minus the mean saving elsewhere, over the cases that have both",
-            partial(_between, model),
+            measured("law", model, _between),
             Above(),
             points,
             law(model, "grid"),
-            "no case has settings of both kinds",
         )
     for text, quantity, model in (
         ("from the size of a_z alone", CHOSEN["seminorm"], "speech_commands"),
@@ -87,21 +86,17 @@ def claims_of_law() -> Iterator[Claim]:
             f"{text}: {TITLES[model]}",
             OURS,
             "distance of the predicted saving from the measured one, over the further settings",
-            partial(_prediction, quantity, model),
+            measured("law_predictions", model, partial(_prediction, quantity)),
             Below(LAW_MARGIN),
             points,
             law(model, "predict", "check"),
         )
 
 
-def _collapse(model: str, norm: str, quantity: str, evidence: Evidence) -> Finding | None:
-    found = evidence.measurement("law", model)
-    if found is None:
-        return None
-    path, record = found
+def _collapse(norm: str, quantity: str, path: Path, record: Record) -> Finding | str:
     spread = spreads(record["cases"], norm)
     if spread["nothing"] < LEAST_SPREAD:
-        return None
+        return FLAT
     num_rows = sum(row["norm"] == norm for case in record["cases"] for row in case["rows"])
     shares = {
         "about the curve": spread[quantity],
@@ -113,55 +108,40 @@ def _collapse(model: str, norm: str, quantity: str, evidence: Evidence) -> Findi
     return Finding(spread[quantity] / spread["nothing"], math.nan, math.nan, num_rows, "settings", (path,), note)
 
 
-def _symmetry(model: str, norm: str, evidence: Evidence) -> Finding | None:
-    found = evidence.measurement("law", model)
-    if found is None:
-        return None
-    path, record = found
+def _symmetry(norm: str, path: Path, record: Record) -> Finding | str:
     cases = [case for case in record["cases"] if spreads([case], norm)["nothing"] >= LEAST_SPREAD]
     if not cases:
-        return None
+        return FLAT
     return Finding(max(map(partial(asymmetry, norm=norm), cases)), math.nan, math.nan, len(cases), "cases", (path,))
 
 
-def _ratio_within_settings(model: str, evidence: Evidence) -> Finding | None:
-    found = evidence.measurement("law", model)
-    if found is None:
-        return None
-    path, record = found
+def _ratio_within_settings(path: Path, record: Record) -> Finding | str:
     cases = record["cases"]
     number, nothing, about = spreads_within_settings(cases, "default", "parameters / state", least=LEAST_SPREAD)
     if number < FEWEST_SETTINGS or len(cases) < FEWEST_CASES:
-        return None
+        return "too few cases, or they differ by a tenth at too few settings"
     note = f"at the {number} settings where they differ by a tenth or more: by {percent(nothing)}"
     return Finding(about / nothing, math.nan, math.nan, len(cases), "cases", (path,), note)
 
 
-def _between(model: str, evidence: Evidence) -> Finding | None:
-    found = evidence.measurement("law", model)
-    if found is None:
-        return None
-    path, record = found
+def _between(path: Path, record: Record) -> Finding | str:
     both = [(inside, outside) for inside, outside in map(between, record["cases"]) if inside and outside]
     num_between = sum(len(inside) for inside, _ in both)
     num_settings = sum(len(inside) + len(outside) for inside, outside in map(between, record["cases"]))
     note = f"of {len(record['cases'])}; {num_between} of {num_settings} settings lie between"
-    return interval([mean(inside) - mean(outside) for inside, outside in both], "cases", [path], note)
+    gains = [mean(inside) - mean(outside) for inside, outside in both]
+    return interval(gains, "cases", [path], note) or "no case has settings of both kinds"
 
 
-def _prediction(of_default: str, model: str, evidence: Evidence) -> Finding | None:
+def _prediction(of_default: str, path: Path, record: Record) -> Finding | str:
     """Of the settings whose NFE of `default` were predicted from this quantity."""
-    found = evidence.measurement("law_predictions", model)
-    if found is None:
-        return None
-    path, record = found
     distances = [
         abs(setting["predicted_saving"] - setting["measured_saving"])
         for setting in record["settings"]
         if "measured_saving" in setting and setting["predicted_from"]["default"] == of_default
     ]
     if not distances:
-        return None
+        return NOT_MEASURED
     num_beyond = sum(distance > LAW_MARGIN for distance in distances)
     note = f"{num_beyond} of them beyond ten points, the farthest by {points(max(distances))[1:]}"
     found = interval(distances, "settings", [path], note)

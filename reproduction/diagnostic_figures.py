@@ -4,8 +4,6 @@ Each takes what `read` returns and gives a matplotlib figure, which `style.rende
 them to files, a report may put them on its page.
 """
 
-import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,10 @@ from typing import Any
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from .experiments import EXPERIMENTS
+from .measurements import path_of, read_record
 from .style import (
     BLOCK_LABELS,
     BLOCK_LOOKS,
@@ -26,6 +23,7 @@ from .style import (
     WIDTH,
     NothingToDraw,
     count_axis,
+    gif,
     legend_above,
     power,
     styled,
@@ -54,13 +52,13 @@ def read(
     Raises:
         NothingToDraw: if none has, or a file is damaged.
     """
-    directory = Path(results_dir, "diagnostics")
     selection = f" --measurements {measurement}" if command == "reproduction.diagnostics" else ""
     remedy = f"`python -m {command} --results-dir {results_dir}{selection}`"
-    paths = {experiment: directory / f"{measurement}-{experiment}.json" for experiment in names}
+    paths = {name: path_of(results_dir, measurement, name) for name in names}
     records = read_all(paths, HOLDS.get(measurement, "rows"), remedy)
     if not records:
-        raise NothingToDraw(f"There is no {measurement}-*.json in {directory}: make it by {remedy}.")
+        where = Path(results_dir, "diagnostics")
+        raise NothingToDraw(f"There is no {measurement}-*.json in {where}: make it by {remedy}.")
     return records
 
 
@@ -77,11 +75,11 @@ def read_all(paths: Mapping[str, Path], holds: str, remedy: str) -> dict[str, di
     records = {}
     for name, path in paths.items():
         try:
-            record = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            continue
+            record = read_record(path)
         except ValueError as error:
-            raise NothingToDraw(f"{path} is not strict JSON ({error}): measure it again by {remedy}.") from error
+            raise NothingToDraw(f"{error}, by {remedy}.") from error
+        if record is None:
+            continue
         if not isinstance(record, dict) or holds not in record:
             raise NothingToDraw(f"{path} has no {holds!r}: move it away, and measure it again by {remedy}.")
         records[name] = record
@@ -256,21 +254,16 @@ def control_animation(records: Records) -> bytes:
     """The controlled acrobot in motion, at its own speed: the bytes of a GIF file that plays forever."""
     elbow, tip = tip_positions(records["acrobot"]["motion"])
     figure = Figure(figsize=(2.4, 2.6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    images = []
-    for step in range(0, len(tip), STEPS_PER_IMAGE):
-        figure.clear()
+    steps = range(0, len(tip), STEPS_PER_IMAGE)
+
+    def draw(step: int) -> None:
         ax = figure.subplots()
         _prepare_stage(ax)
         ax.plot(*tip[max(0, step - 20) : step + 1].T, color=GREY, linewidth=0.7)
         _links(ax, elbow[step], tip[step])
         ax.set_title(f"{TIME_STEP * step:.1f} s", fontsize=8)
-        canvas.draw()
-        images.append(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3]).quantize(32))
-    buffer = io.BytesIO()
-    duration = round(1000 * TIME_STEP * STEPS_PER_IMAGE)
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
-    return buffer.getvalue()
+
+    return gif(figure, draw, dict.fromkeys(steps, round(1000 * TIME_STEP * STEPS_PER_IMAGE)))
 
 
 def _prepare_stage(ax: Axes) -> None:

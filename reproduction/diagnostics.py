@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from common import command_line, provenance
-from common.config import TrainingConfig
 from torchadjoint import METHODS
 
 from .control import swing_up
@@ -26,68 +25,59 @@ from .gradients import drivers, gradient_errors, gradient_of, losses, step_error
 from .integral_errors import integral_errors, set_integrals
 from .measurements import path_of, save_record
 from .runs import way_of
-from .trained import batch_of, batches_of, trained_run
+from .trained import Places, TrainedRun, batch_of, batches_of, trained_run
+
+Tensors = tuple[Tensor, ...]
 
 
-def measure_gradient_errors(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_gradient_errors(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """See `gradient_errors`; on a few small batches, as small tolerances are dear."""
-    setting = EXPERIMENTS[experiment].gradients
-    rows = gradient_errors(
-        model,
-        batches_of(data, setting.batch_size, setting.num_batches),
-        setting.loss_function,
-        tolerances=setting.tolerances,
-        adjoints=setting.adjoints,
-        reference=setting.reference,
+    setting = run.card.gradients
+    return _gradient_errors(
+        run, model, data, tolerances=setting.tolerances, adjoints=setting.adjoints, reference=setting.reference
     )
-    sizes = {"batch_size": setting.batch_size, "num_batches": setting.num_batches}
-    return {**sizes, "reference": setting.reference, "rows": rows}
 
 
-def measure_methods(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_methods(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """See `gradient_errors`; every method with error control, at the tolerances of the run and ten times as large."""
-    setting = EXPERIMENTS[experiment].gradients
-    tolerances = [(10 * config.rtol, 10 * config.atol), (config.rtol, config.atol)]
-    reference = (config.rtol / 1000, config.atol / 1000)
-    rows = gradient_errors(
-        model,
-        batches_of(data, setting.batch_size, setting.num_batches),
-        setting.loss_function,
-        tolerances=tolerances,
-        adjoints=("default", "seminorm", "discrete"),
-        reference=reference,
-        methods=[name for name, method in METHODS.items() if method.is_adaptive],
-    )
-    sizes = {"batch_size": setting.batch_size, "num_batches": setting.num_batches}
-    return {**sizes, "reference": reference, "rows": rows}
-
-
-def measure_losses(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
-    """See `losses`; the whole test set by every method with error control, at the tolerances of `measure_methods`."""
-    rows = losses(
+    rtol, atol = run.config.rtol, run.config.atol
+    return _gradient_errors(
+        run,
         model,
         data,
-        EXPERIMENTS[experiment].gradients.loss_function,
-        tolerances=[(10 * config.rtol, 10 * config.atol), (config.rtol, config.atol)],
-        methods=[name for name, method in METHODS.items() if method.is_adaptive],
+        tolerances=[(10 * rtol, 10 * atol), (rtol, atol)],
+        adjoints=("default", "seminorm", "discrete"),
+        reference=(rtol / 1000, atol / 1000),
+        methods=_adaptive_methods(),
     )
+
+
+def _gradient_errors(run: TrainedRun, model: nn.Module, data: Tensors, **options) -> dict[str, Any]:
+    setting = run.card.gradients
+    batches = batches_of(data, setting.batch_size, setting.num_batches)
+    rows = gradient_errors(model, batches, setting.loss_function, **options)
+    sizes = {"batch_size": setting.batch_size, "num_batches": setting.num_batches}
+    return {**sizes, "reference": options["reference"], "rows": rows}
+
+
+def _adaptive_methods() -> list[str]:
+    return [name for name, method in METHODS.items() if method.is_adaptive]
+
+
+def measure_losses(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
+    """See `losses`; the whole test set by every method with error control, at the tolerances of `measure_methods`."""
+    rtol, atol = run.config.rtol, run.config.atol
+    tolerances = [(10 * rtol, 10 * atol), (rtol, atol)]
+    rows = losses(model, data, run.card.gradients.loss_function, tolerances=tolerances, methods=_adaptive_methods())
     return {"num_samples": len(data[0]), "rows": rows}
 
 
-def measure_step_errors(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_step_errors(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """See `step_errors` and `drivers`; on a batch as large as the run's, since the mean over a batch scales a_z."""
-    setting = EXPERIMENTS[experiment].gradients
-    batch = batch_of(data, min(config.batch_size, len(data[0])), 0)
+    setting = run.card.gradients
+    batch = batch_of(data, min(run.config.batch_size, len(data[0])), 0)
     observe = functools.partial(step_errors, model, batch, setting.loss_function)
-    own = dict(rtol=config.rtol, atol=config.atol)
+    own = dict(rtol=run.config.rtol, atol=run.config.atol)
     steps = {}
     for norm in ("default", "seminorm", *({"as-published"} & set(setting.adjoints))):
         found = observe(adjoint=norm, **own)
@@ -99,20 +89,16 @@ def measure_step_errors(
     return {"batch_size": len(batch[0]), **own, "steps": steps, "shares": shares}
 
 
-def measure_control(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_control(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """See `swing_up`; on the dynamics that the run learnt from."""
-    rows = swing_up(model.vector_field, torque=config.torque)
+    rows = swing_up(model.vector_field, torque=run.config.torque)
     names = ("q1", "q2", "dq1", "dq2", "u0", "u1")
     return {"motion": {name: _rounded(column) for name, column in zip(names, rows.T.tolist(), strict=True)}}
 
 
-def measure_integrals(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_integrals(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """See `integral_errors`; on the batches that the gradients' errors are measured on."""
-    setting = EXPERIMENTS[experiment].gradients
+    setting = run.card.gradients
     rows = integral_errors(
         model,
         batches_of(data, setting.batch_size, setting.num_batches),
@@ -123,17 +109,15 @@ def measure_integrals(
     return {"batch_size": setting.batch_size, "reference": setting.reference, "rows": rows}
 
 
-def measure_growth(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_growth(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """Evaluations of a gradient by every way at the initial weights and at the trained ones.
 
     On batches as large as the run's, or as the test set allows, and at its tolerances: one row for each batch, weights
     and way.
     """
-    setting = EXPERIMENTS[experiment].gradients
+    setting, config = run.card.gradients, run.config
     batch_size = min(config.batch_size, len(data[0]) // setting.num_batches)
-    build = importlib.import_module(experiment).build
+    build = importlib.import_module(run.card.name).build
     ways = [dict(norm=norm) for norm in setting.adjoints] + [dict(norm="seminorm", integrals="unweighed")]
     tolerances = dict(rtol=config.rtol, atol=config.atol)
     rows = []
@@ -149,11 +133,9 @@ def measure_growth(
     return {"batch_size": batch_size, "num_parameters": num_parameters, "rows": rows}
 
 
-def measure_samples(
-    experiment: str, config: TrainingConfig, model: nn.Module, data: tuple[Tensor, ...]
-) -> dict[str, Any]:
+def measure_samples(run: TrainedRun, model: nn.Module, data: Tensors) -> dict[str, Any]:
     """See `flow_samples`."""
-    return (measure_images if config.is_of_images else measure_points)(model, data[0])
+    return (measure_images if run.config.is_of_images else measure_points)(model, data[0])
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
@@ -173,18 +155,12 @@ MEASUREMENTS = {
 
 
 @dataclass(frozen=True)
-class Options(command_line.Paths):
+class Options(Places):
     """Measures what no run contains, on the CPU in minutes, and saves it in the results' folder `diagnostics`.
 
     It exits with 0 if all was measured, 1 if there were no weights for some of it, and 2 for what cannot be used.
     """
 
-    results_dir: str = "results"
-    """Folder of the results, where it is saved in `diagnostics`."""
-    weights_dir: str | None = None
-    """Folder of the results files that have their weights beside them; that of the results if not given."""
-    data_root: str | None = None
-    """Where the Speech Commands recordings are now; where the run had them if not given."""
     experiments: tuple[Literal[tuple(EXPERIMENTS)], ...] = tuple(EXPERIMENTS)
     """Which experiments."""
     measurements: tuple[Literal[tuple(MEASUREMENTS)], ...] = tuple(MEASUREMENTS)
@@ -195,7 +171,6 @@ def main(options: Options) -> None:
     """Makes every measurement asked for that there are weights for."""
     logging.basicConfig(format="%(message)s")
     lacking = []
-    weights_dir = options.weights_dir or options.results_dir
     groups = [(name, group) for name in options.experiments for group in EXPERIMENTS[name].measured_groups]
     for experiment, group in groups:
         card = EXPERIMENTS[experiment]
@@ -205,15 +180,17 @@ def main(options: Options) -> None:
         if not wanted:
             continue
         try:
-            run = trained_run(weights_dir, experiment, group, data_root=options.data_root)
+            run = trained_run(options.place_of_weights, experiment, group, data_root=options.data_root)
         except FileNotFoundError as error:
             lacking.append(str(error))
             continue
-        model, data = run.model(), run.test_set()
-        # Whatever the run did: what is measured is the norm that it is named after.
-        set_integrals(model, "none")
+        data = run.test_set()
         for measurement in wanted:
-            values = MEASUREMENTS[measurement](experiment, run.config, model, data)
+            # Each its own model, as some leave theirs changed. Whatever the run did: what is measured is the norm that
+            # it is named after.
+            model = run.model()
+            set_integrals(model, "none")
+            values = MEASUREMENTS[measurement](run, model, data)
             target = path_of(options.results_dir, measurement, experiment, group)
             save_record(target, {**run.source(), "provenance": provenance.describe(torch.device("cpu")), **values})
             print(f"Saved {target}", flush=True)

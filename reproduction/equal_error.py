@@ -4,8 +4,6 @@ At equal tolerances a cheaper gradient may just be a coarser one. `fair_saving.p
 saves at the same error.
 """
 
-import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +17,10 @@ from torchadjoint import Backsolve, arguments
 
 from .experiments import EXPERIMENTS
 from .fair_saving import COMPARED_AT, name_of
-from .gradients import exact_gradient, gradient_of, relative_error
+from .gradients import cost_and_error, exact_gradient
 from .integral_errors import set_integrals
-from .measurements import check_weights, path_of, save_record
-from .trained import batch_of, trained_seeds
+from .measurements import check_weights, path_of, read_record, save_record
+from .trained import Places, batch_of, trained_seeds
 
 MEASUREMENT = "equal_error"
 
@@ -125,34 +123,17 @@ def measure_batch(measured: Measured, model: nn.Module, batch: tuple[Tensor, ...
         set_integrals(model, way.integrals)
         for rtol in way.rtols:
             tolerances = {"rtol": rtol, "atol": rtol * measured.atol_over_rtol}
-            started = time.process_time()
-            gradient, counted = gradient_of(
-                model, batch, loss_function, adjoint=adjoint, method=way.method, **tolerances
-            )
-            yield {
-                **way.settings(),
-                **tolerances,
-                "forward_nfe": counted.forward.nfe,
-                "backward_nfe": counted.backward.nfe,
-                "cpu_seconds": time.process_time() - started,
-                "error": relative_error(gradient, exact),
-                "reference_error": reference_error,
-            }
+            found = cost_and_error(model, batch, loss_function, exact, adjoint=adjoint, method=way.method, **tolerances)
+            yield {**way.settings(), **tolerances, **found, "reference_error": reference_error}
 
 
 @dataclass(frozen=True)
-class Options(command_line.Paths):
+class Options(Places):
     """Measures the error of the gradient against its cost, on the CPU, for every seed that has its weights.
 
     What was measured before is kept, batch by batch, so that it may be stopped and started again.
     """
 
-    results_dir: str = "results"
-    """Folder of the results, where it is saved in `diagnostics`."""
-    weights_dir: str | None = None
-    """Folder of the results files that have their weights beside them; that of the results if not given."""
-    data_root: str | None = None
-    """Where the Speech Commands recordings are now; where the run had them if not given."""
     experiments: tuple[Literal[tuple(MEASURED)], ...] = tuple(MEASURED)
     """Which experiments."""
     limit: int | None = None
@@ -172,10 +153,10 @@ def main(options: Options) -> None:
 
 def measure(experiment: str, options: Options) -> None:
     """What the file of this experiment lacks, the first batch of every seed first."""
-    weights_dir = options.weights_dir or options.results_dir
+    weights_dir = options.place_of_weights
     measured, path = MEASURED[experiment], path_of(options.results_dir, MEASUREMENT, experiment)
     runs = {run.config.seed: run for run in trained_seeds(weights_dir, experiment, data_root=options.data_root)}
-    saved = json.loads(path.read_bytes()) if path.exists() else {"rows": []}
+    saved = read_record(path) or {"rows": []}
     check_weights(path, saved, experiment, next(iter(runs.values())).results.config)
     if saved["rows"] and not _is_of(saved, measured):
         print(f"{path} was measured with other ways, batches or another reference, and is made anew.", flush=True)

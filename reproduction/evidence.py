@@ -8,23 +8,27 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from common.results import Results, load_all
+from common.training import FREE_TO_DIFFER
 
 from .fair_saving import Cost, Fair, compare
-from .measurements import path_of
+from .measurements import path_of, read_record
 from .runs import whole_config
 from .summary import clock_of, half_width, seconds
 
+NOT_MEASURED = "not measured"
 NAMED = ("rtol", "atol", "norm", "method", "warm_start", "integrals")
 """Settings that a comparison names."""
 PAIRED = (*NAMED, "seed", "max_epochs")
 """Those, and others in which runs of one kind may differ."""
-INCIDENTAL = ("device", "save", "results_dir", "resume", "data_root", "metric_interval")
+INCIDENTAL = (*FREE_TO_DIFFER, "data_root", "metric_interval")
+"""Those that change nothing of what is compared; what the data were, the digest of their split tells."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Evidence:
     ) -> Finding | None:
         """The share of the baseline's quantity that the way saves, or the way's minus the baseline's, over pairs.
 
-        Seconds are compared on equal devices and by the same clock only.
+        Seconds are compared on equal devices, on as many threads and by the same clock only.
         """
         pairs = self.pairs(way, baseline)
         if quantity is seconds:
@@ -138,19 +142,16 @@ class Evidence:
         note = f"{len(run.epochs)} epochs, {run.train_metrics.dataset_size:,} samples, batch {run.config['batch_size']}"
         return interval(values, "pairs of runs", [path for pair in pairs for path in pair], note)
 
-    def _clock(self, path: Path) -> tuple[str, str]:
-        """What must be equal for seconds to compare: the device and the kind of clock."""
-        return self.runs[path].provenance["device_name"], clock_of(self.runs[path])
+    def _clock(self, path: Path) -> tuple:
+        """What must be equal for seconds to compare: the device, its threads and the kind of clock."""
+        run = self.runs[path]
+        return run.provenance["device_name"], run.provenance["num_threads"], clock_of(run)
 
     def measurement(self, name: str, subject: str, group: str | None = None) -> tuple[Path, dict[str, Any]] | None:
         """A file of `diagnostics` and what it holds."""
         path = path_of(self.results_dir, name, subject, group)
-        try:
-            return path, json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ValueError(f"{path} is not strict JSON ({error}): move it away and measure it again") from error
+        record = read_record(path)
+        return None if record is None else (path, record)
 
     def fair(self, experiment: str, cost: Cost, seed: int | None = None) -> Mapping[tuple[str, float], Fair]:
         """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured.
@@ -170,28 +171,29 @@ def backward_nfe(run: Results) -> float:
     return sum(epoch.backward_nfe for epoch in run.epochs)
 
 
-def accuracy(run: Results) -> float:
-    """The share of the test set that is right."""
-    return run.test_metrics.accuracy
-
-
 def loss(run: Results) -> float:
     """Of the test set, in the logarithm, so that a difference is that of a factor."""
     return math.log(run.test_metrics.loss)
 
 
-def bits_per_dim(run: Results) -> float:
-    """Of the test set, for flows of images."""
-    return run.test_metrics.bits_per_dim
+accuracy = attrgetter("test_metrics.accuracy")
+bits_per_dim = attrgetter("test_metrics.bits_per_dim")
+nll = attrgetter("test_metrics.nll")
+
+Find = Callable[[Evidence], Finding | str]
+"""Looks for the number of a claim: a finding, or in a few words why there is none."""
 
 
-def nll(run: Results) -> float:
-    """The negative log-likelihood of the test set in nats, for flows of points."""
-    return run.test_metrics.nll
+def comparison(way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool) -> Find:
+    """`Evidence.compared` of these."""
+    return lambda evidence: evidence.compared(way, baseline, quantity, is_share=is_share) or "runs missing"
 
 
-def comparison(
-    way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool
-) -> Callable[[Evidence], Finding | None]:
-    """`Evidence.compared` of these, for a claim."""
-    return lambda evidence: evidence.compared(way, baseline, quantity, is_share=is_share)
+def measured(name: str, subject: str, read: Callable[[Path, dict[str, Any]], Finding | str]) -> Find:
+    """What `read` makes of a file of `diagnostics` and what it holds."""
+
+    def find(evidence: Evidence) -> Finding | str:
+        found = evidence.measurement(name, subject)
+        return NOT_MEASURED if found is None else read(*found)
+
+    return find

@@ -1,19 +1,17 @@
 """Pictures of what flows have learnt, from the measurement `samples`: densities and samples of toys, images, frames."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from .diagnostic_figures import read_all
 from .experiments import FLOW
-from .style import GREY, WIDTH, NothingToDraw, styled
+from .measurements import path_of
+from .style import GREY, WIDTH, NothingToDraw, gif, styled
 
 MILLISECONDS_PER_FRAME = 120
 PAUSE = 1500
@@ -31,9 +29,7 @@ def read(results_dir: str, *, of_images: bool) -> Records:
     """
     options = f"--results-dir {results_dir} --experiments flow --measurements samples"
     remedy = f"`python -m reproduction.diagnostics {options}`"
-    paths = {
-        group: Path(results_dir, "diagnostics", FLOW.file_name("samples", group)) for group in FLOW.measured_groups
-    }
+    paths = {group: path_of(results_dir, "samples", FLOW.name, group) for group in FLOW.measured_groups}
     found = read_all(paths, "samples", remedy)
     records = {group: record for group, record in found.items() if ("num_levels" in record) == of_images}
     if not records:
@@ -104,19 +100,14 @@ def animation(records: Records) -> bytes:
     paths = {group: np.array(record["paths"]) for group, record in records.items()}
     times = next(iter(records.values()))["times"]
     figure = Figure(figsize=(2.3 * len(records), 2.6), dpi=90, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    frames = []
-    for number, time in enumerate(times):
-        figure.clear()
+
+    def draw(number: int) -> None:
         axes = figure.subplots(1, len(records), squeeze=False)[0]
         for ax, (group, record) in zip(axes, records.items(), strict=True):
-            reach = record["reach"]
+            reach, title = record["reach"], f"{group}\nt = {times[number]:.3f}"
             ax.plot(*paths[group][number].T, ".", color="#0072B2", markersize=2)
-            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{group}\nt = {time:.3f}")
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
             ax.set_axis_off()
-        canvas.draw()
-        frames.append(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3]).quantize(32))
-    buffer = io.BytesIO()
-    durations = [MILLISECONDS_PER_FRAME] * (len(frames) - 1) + [PAUSE]
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return buffer.getvalue()
+
+    last = len(times) - 1
+    return gif(figure, draw, dict.fromkeys(range(last), MILLISECONDS_PER_FRAME) | {last: PAUSE})

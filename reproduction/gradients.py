@@ -84,20 +84,27 @@ def gradient_errors(
         exact, reference_error = exact_gradient(model, batch, loss_function, reference)
         for (rtol, atol), method, adjoint in itertools.product(tolerances, methods, adjoints):
             options = {"adjoint": adjoint, "method": method, "rtol": rtol, "atol": atol}
-            started = time.process_time()
-            gradient, counted = gradient_of(model, batch, loss_function, **options)
-            rows.append(
-                {
-                    "batch": number,
-                    **options,
-                    "forward_nfe": counted.forward.nfe,
-                    "backward_nfe": counted.backward.nfe,
-                    "cpu_seconds": time.process_time() - started,
-                    "error": relative_error(gradient, exact),
-                    "reference_error": reference_error,
-                }
-            )
+            found = cost_and_error(model, batch, loss_function, exact, **options)
+            rows.append({"batch": number, **options, **found, "reference_error": reference_error})
     return rows
+
+
+def cost_and_error(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    exact: Tensor,
+    **options,
+) -> dict[str, Any]:
+    """What a gradient costs, and its relative error against the exact one; `options` are those of `solve`."""
+    started = time.process_time()
+    gradient, counted = gradient_of(model, batch, loss_function, **options)
+    return {
+        "forward_nfe": counted.forward.nfe,
+        "backward_nfe": counted.backward.nfe,
+        "cpu_seconds": time.process_time() - started,
+        "error": relative_error(gradient, exact),
+    }
 
 
 def losses(

@@ -7,7 +7,6 @@ a check of these.
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from torchadjoint.norms import rms_norm
 from .collapse import CHOSEN, predicted_saving, saving
 from .gradients import exact_gradient, gradient_of, relative_error
 from .law_subjects import FURTHER, GRIDS, MODELS, Case, Grid, LossFunction, Subject, subject_of
-from .measurements import check_weights, path_of, save_record
+from .measurements import check_weights, path_of, read_record, save_record
+from .trained import Places
 
 NORMS = ("default", "per-tensor", "seminorm")
 LOSS_SCALES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
@@ -33,19 +33,11 @@ LOSS_SCALES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 def adjoint_sizes(
     model: nn.Module, batch: tuple[Tensor, ...], loss_function: LossFunction, **options
 ) -> dict[str, float]:
-    """How large z, a_z and a_theta are in one backward solve by the norm `default`.
+    """The largest root mean square of a_z along one backward solve by `default`, and that of a_theta at its end.
 
-    `rms` is the root mean square of the entries and `max` the largest; `first` is at the start of the backward solve,
-    `last` at its end, and `largest` over all of it. `options` are those of `solve`.
+    a_theta begins with zeros and is the gradient in the end. `options` are those of `solve`.
     """
-    found: dict[str, float] = {}
-    half = 0
-
-    def note(name: str, tensor: Tensor) -> None:
-        for kind, value in (("rms", rms_norm(tensor).item()), ("max", tensor.abs().max().item())):
-            found.setdefault(f"{name}_{kind}_first", value)
-            found[f"{name}_{kind}_largest"] = max(value, found.get(f"{name}_{kind}_largest", 0.0))
-            found[f"{name}_{kind}_last"] = value
+    sizes_of_a_z, half = [], 0
 
     def observe(attempt: Attempt) -> None:
         nonlocal half
@@ -53,16 +45,12 @@ def adjoint_sizes(
             return
         if attempt.direction == "forward":
             half = attempt.state.numel()
-            return
-        state = attempt.state
-        note("z", state[:half])
-        note("a_z", state[half : 2 * half])
+        else:
+            sizes_of_a_z.append(rms_norm(attempt.state[half : 2 * half]).item())
 
     gradient_of(model, batch, loss_function, **options, adjoint="default", observer=observe)
-    # It begins with zeros and is the gradient in the end.
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.vector_field.parameters()])
-    found |= {"a_theta_rms_last": rms_norm(gradient).item(), "a_theta_max_last": gradient.abs().max().item()}
-    return found
+    return {"a_z_rms_largest": max(sizes_of_a_z), "a_theta_rms_last": rms_norm(gradient).item()}
 
 
 def measure_case(subject: Subject, grid: Grid, case: Case, settings: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -114,8 +102,8 @@ def describe_case(subject: Subject, grid: Grid, case: Case, model: nn.Module) ->
     }
 
 
-@dataclass(frozen=True)
-class Options(command_line.Paths):
+@dataclass(frozen=True, kw_only=True)
+class Options(Places):
     """Measures the cost of the backward solve over the scale of the loss, on the CPU in minutes for each model.
 
     What was measured before is kept, case by case, so that it may be stopped and started again.
@@ -123,21 +111,14 @@ class Options(command_line.Paths):
 
     step: tyro.conf.Positional[Literal["grid", "predict", "check"]]
     """Grid: the measurements. Predict: from these, what the seminorm saves at further settings. Check: measure that."""
-    results_dir: str = "results"
-    """Folder of the results, where it is saved in `diagnostics`."""
-    weights_dir: str | None = None
-    """Folder of the results files that have their weights beside them; that of the results if not given."""
-    data_root: str | None = None
-    """Where the Speech Commands recordings are now; where the run had them if not given."""
     models: tuple[Literal[MODELS], ...] = MODELS
     """Which models."""
 
 
 def main(options: Options) -> None:
     """Makes the step for the models asked for."""
-    weights_dir = options.weights_dir or options.results_dir
     for name in options.models:
-        subject = subject_of(name, weights_dir, options.data_root)
+        subject = subject_of(name, options.place_of_weights, options.data_root)
         step = {"grid": measure_grid, "predict": predict, "check": check}[options.step]
         step(name, subject, GRIDS[name], options.results_dir)
 
@@ -195,7 +176,7 @@ def _check_number(path: Path, what: str, found: int, needed: int, step: str) -> 
 
 def _saved(name: str, path: Path, subject: Subject) -> dict[str, Any]:
     """What a file holds, which must be of weights that were trained as the subject's; empty if there is none."""
-    saved = json.loads(path.read_bytes()) if path.exists() else {}
+    saved = read_record(path) or {}
     check_weights(path, saved, name, subject.source["config"])
     return saved
 

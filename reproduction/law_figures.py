@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
 
 from .collapse import CHOSEN, QUANTITIES, Curve, measured_savings, of_z_alone, points, spreads
 from .diagnostic_figures import Records
 from .experiments import EXPERIMENTS
 from .fair_saving import Fair, compare, name_of
-from .style import GREY, LOOKS, WIDTH, Look, legend_above, power, styled
+from .style import GREY, LOOKS, WIDTH, Look, legend_above, power, ratio_axis, styled
 
 TITLES = {name: card.short_title for name, card in EXPERIMENTS.items()} | {"neural_ode": "network of 16 channels"}
 DRAWN = ("default", "seminorm")
@@ -125,7 +124,7 @@ def equal_error(records: Records) -> Figure:
         by_nfe.set_title(TITLES[experiment], loc="left")
         by_seconds.set_xlabel("CPU seconds of a gradient")
         for axis in (by_nfe.xaxis, by_seconds.xaxis, by_nfe.yaxis, by_seconds.yaxis):
-            _number_axis(axis)
+            ratio_axis(axis)
         _draw_ratios(ratios, compare(record["rows"], "nfe"))
     legend_above(figure, axes[:, 0])
     return figure
@@ -153,16 +152,6 @@ def _draw_ratios(ax: Axes, found: Sequence[Fair]) -> None:
                     ax.annotate("", (share * ratio.middle, place), (ratio.middle, place), arrowprops=arrow)
     ax.axvline(1.0, color=GREY, linewidth=0.8)
     ax.set_xlabel("NFE over default's, same error")
-    _number_axis(ax.xaxis)
+    ratio_axis(ax.xaxis)
     ax.set_yticks(range(len(ways)), [textwrap.fill(way, 18) for way in ways], fontsize=6)
     ax.invert_yaxis()
-
-
-def _number_axis(axis: Axis) -> None:
-    """Makes a logarithmic axis with its ticks written out, the closer the shorter it is."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    low, high = axis.get_data_interval()
-    wanted = [(3, (1, 1.5, 2, 3, 5, 7)), (10, (1, 2, 5)), (100, (1, 3)), (np.inf, (1,))]
-    axis.set_major_locator(LogLocator(subs=next(subs for most, subs in wanted if high <= most * low)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))

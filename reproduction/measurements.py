@@ -18,6 +18,16 @@ def path_of(results_dir: str, measurement: str, subject: str, group: str | None 
     return Path(results_dir, "diagnostics", name)
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What such a file holds; None if there is none. ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not strict JSON ({error}): move it away and measure it again") from error
+
+
 def save_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a measurement as strict JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

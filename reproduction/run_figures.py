@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.results import Results
 
+from .evidence import INCIDENTAL, PAIRED
 from .experiments import EXPERIMENTS
 from .runs import way_of, whole_config
 from .style import (
@@ -34,10 +35,7 @@ from .style import (
 
 logger = logging.getLogger(__name__)
 
-MAY_DIFFER = (
-    "norm", "rtol", "atol", "warm_start", "integrals", "seed", "max_epochs", "metric_interval",
-    "device", "save", "results_dir", "resume", "data_root",
-)  # fmt: skip
+MAY_DIFFER = {*PAIRED, *INCIDENTAL} - {"method"}
 """Settings in which runs of one figure may differ; what data there were is told by the digest of the split."""
 TOLERANCES = ["rtol", "atol"]
 

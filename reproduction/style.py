@@ -7,14 +7,17 @@ global state.
 
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from PIL import Image
 
 WIDTH = 7.0
 """Inches of a figure that spans a page's text."""
@@ -110,10 +113,22 @@ def power(value: float) -> str:
 
 def count_axis(axis: Axis) -> None:
     """Makes a logarithmic axis of counts: its ticks at 1, 2 and 5 times powers of ten, written out."""
+    _logarithmic(axis, (1, 2, 5), "{x:,.0f}")
+
+
+def ratio_axis(axis: Axis) -> None:
+    """Makes a logarithmic axis of numbers that lie close together: the ticks are the closer the shorter it is."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    wanted = [(3, (1, 1.5, 2, 3, 5, 7)), (10, (1, 2, 5)), (100, (1, 3)), (np.inf, (1,))]
+    _logarithmic(axis, next(subs for most, subs in wanted if high <= most * low), "{x:,g}")
+
+
+def _logarithmic(axis: Axis, subs: Sequence[float], shown: str) -> None:
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_major_formatter(StrMethodFormatter(shown))
 
 
 def tolerance_axis(axes: Axes, rtols: Iterable[float]) -> None:
@@ -148,4 +163,19 @@ def render(figure: Figure, kind: str) -> bytes:
     # Dates and versions would make the bytes differ from one day to the next.
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+    return buffer.getvalue()
+
+
+def gif(figure: Figure, draw: Callable[[int], None], milliseconds: Mapping[int, int]) -> bytes:
+    """A GIF file that plays forever: what `draw` puts on the empty figure for each of these numbers, for so long."""
+    canvas = FigureCanvasAgg(figure)
+    frames = []
+    for number in milliseconds:
+        figure.clear()
+        draw(number)
+        canvas.draw()
+        frames.append(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3]).quantize(32))
+    buffer = io.BytesIO()
+    durations = list(milliseconds.values())
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return buffer.getvalue()

@@ -73,7 +73,7 @@ def collect(standing: Iterable[Status], results: Iterable[Results]) -> pandas.Da
             row |= {"status": "missing"}
         rows.append(row)
     about = ["seed", "metric", "synthetic", "status", "failure", "elsewhere"]
-    made_on = ["clock", "split", "training_samples", "batch_size", "device"]
+    made_on = ["clock", "split", "training_samples", "batch_size", "device", "num_threads"]
     collected = pandas.DataFrame(rows, columns=[*CONDITION, *about, *MEASURED, *made_on])
     return collected.iloc[collected.groupby(CONDITION, sort=False).ngroup().argsort(kind="stable")]
 
@@ -107,6 +107,7 @@ def _measured(result: Results) -> dict[str, float | str | None]:
         "training_samples": result.train_metrics.dataset_size,
         "batch_size": result.config["batch_size"],
         "device": one_line(result.provenance["device_name"]),
+        "num_threads": result.provenance["num_threads"],
     }
 
 
@@ -119,14 +120,15 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
     and its pairs in `_pairs`.
 
     Where only some of a condition's runs have CPU seconds, the mean is over these: the two clocks do not mix. Nor do
-    two devices: seconds are those of the device of most runs at the same tolerances and of the same length.
+    two devices or numbers of threads: seconds are those of most runs at the same tolerances and of the same length.
     """
     keys = [*CONDITION, "seed"] if all_seeds else CONDITION
     known = collected.assign(**{name: collected[name].astype(float) for name in MEASURED})
+    known["machine"] = known["device"].astype("string") + ", " + known["num_threads"].astype("string")
     has_cpu = (known["clock"] == "CPU").groupby([known[key] for key in keys]).transform("any")
     alike = known.groupby([name for name in CONDITION if name != "way"])
-    usual = alike["device"].transform(lambda devices: next(iter(devices.mode()), None))
-    is_other = known["device"].notna() & (known["device"] != usual)
+    usual = alike["machine"].transform(lambda machines: next(iter(machines.mode()), None))
+    is_other = known["machine"].notna() & (known["machine"] != usual)
     known.loc[(has_cpu & (known["clock"] != "CPU")) | is_other, ["seconds", "epoch_seconds", "clock"]] = None
     groups = known.groupby(keys, sort=False)
     summary = groups.agg(
@@ -148,7 +150,7 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
 def _savings(completed: pandas.DataFrame, keys: list[str], *, quantity: str, baseline: str) -> pandas.DataFrame:
     """The savings of all conditions but the baseline itself, from its and their runs of equal seed, data and epochs."""
     is_baseline = completed["way"] == baseline
-    shared = ["experiment", "group", "rtol", "atol", "max_epochs", "seed", "split"]
+    shared = ["experiment", "group", "rtol", "atol", "max_epochs", "epochs", "seed", "split"]
     pairs = completed[~is_baseline].merge(completed.loc[is_baseline, [*shared, quantity]], on=shared)
     savings = {
         condition: saving(pair[f"{quantity}_x"].to_numpy(), pair[f"{quantity}_y"].to_numpy())

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from common.results import load_all, make_directory
 
 from .runs import Run
 from .status import CRASHED, Status, estimated_seconds, on_found_data, statuses, time_after_failures
+from .worker import BUSY
 
 BUSY_SECONDS = 10.0
 """How long to wait before trying again what other processes are at."""
@@ -72,7 +72,7 @@ class Task:
         """How it stands with the run after a worker ended with this code (negative: by that signal)."""
         if returncode == 0:
             return Status(self.run, "done")
-        if returncode == os.EX_TEMPFAIL:
+        if returncode == BUSY:
             return Status(self.run, "busy")
         if returncode in INTERRUPTED:
             return Status(self.run, "interrupted")

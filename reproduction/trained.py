@@ -10,13 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common import command_line
 from common.config import TrainingConfig
 from common.results import Results, load_all
 
-from .experiments import EXPERIMENTS
+from .experiments import EXPERIMENTS, Experiment
 from .runs import identity, load_data, whole_config
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places(command_line.Paths):
+    """The options that every program has which measures trained weights."""
+
+    results_dir: str = "results"
+    """Folder of the results, where what is measured is saved in `diagnostics`."""
+    weights_dir: str | None = None
+    """Folder of the results files that have their weights beside them; that of the results if not given."""
+    data_root: str | None = None
+    """Where the Speech Commands recordings are now; where the run had them if not given."""
+
+    @property
+    def place_of_weights(self) -> str:
+        """The folder that has the weights."""
+        return self.weights_dir or self.results_dir
 
 
 @dataclass(frozen=True)
@@ -31,12 +49,17 @@ class TrainedRun:
     data_root: str | None = None
     """Where its recordings are now; where the run had them if None."""
 
+    @property
+    def card(self) -> Experiment:
+        """Its experiment's."""
+        return EXPERIMENTS[self.results.experiment]
+
     @functools.cached_property
     def config(self) -> TrainingConfig:
         """The settings to build its model and load its data with, on the CPU."""
         name = self.results.experiment
         settings = self.results.config | dict(device="cpu", solver="torchadjoint", save=False, resume=False)
-        if self.data_root is not None and EXPERIMENTS[name].stand_in is not None:
+        if self.data_root is not None and self.card.stand_in is not None:
             settings["data_root"] = self.data_root
         return importlib.import_module(name).Config(**settings)
 

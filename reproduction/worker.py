@@ -1,11 +1,13 @@
 """One run in a process of its own: `python -m reproduction.worker TASK`, which the sweep's engines start."""
 
 import json
-import os
 import sys
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+BUSY = 75
+"""The exit code of a worker whose run another process is at: EX_TEMPFAIL, which not every system names."""
 
 
 def work(task: dict[str, Any]) -> None:
@@ -21,7 +23,7 @@ def work(task: dict[str, Any]) -> None:
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        sys.exit(os.EX_TEMPFAIL)
+        sys.exit(BUSY)
     with held:
         # Only now, because these take seconds, in which no other could see that the run is taken.
         from common import command_line

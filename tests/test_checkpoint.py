@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_training import Config, Line, constant_loss, make_config, make_data, run, squared_error, without_clock
 
-from common import measuring, training
+from common import checkpoint, measuring, training
 from common.checkpoint import Checkpoint
 from common.errors import Interrupted, TrainingFailed
 from common.provenance import describe
@@ -285,6 +285,25 @@ def test_a_second_signal_stops_at_once(tmp_path, capsys):
     [path] = tmp_path.rglob("*.json")
     assert (load(path).status, len(load(path).epochs)) == ("interrupted", 2)
     assert "a second one stops at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("echo_seconds", [10.0, -1.0])
+def test_a_second_sigterm_stops_at_once_unless_it_is_an_echo_of_the_first(tmp_path, monkeypatch, echo_seconds):
+    monkeypatch.setattr(checkpoint, "ECHO_SECONDS", echo_seconds)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def twice():
+        send(signal.SIGTERM)()
+        send(signal.SIGTERM)()
+
+    model = model_of(twice)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(make_config(tmp_path), model=model)
+        assert caught.type is (KeyboardInterrupt if echo_seconds < 0 else Interrupted)
+        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_hash_seed_changes_no_bit(tmp_path):

@@ -158,8 +158,9 @@ def test_windows_go_by_torques_then_by_first_point_then_by_trajectory(tmp_path, 
         return torch.nn.functional.pad(places, (0, 5))
 
     monkeypatch.setattr(acrobot, "_trajectories", numbered)
+    monkeypatch.setenv("SEMINORM_CACHE", str(tmp_path))
     first = 0
-    for part, num_trajectories in zip(windows_of_parts(load(cache_dir=tmp_path)), (89, 19, 20), strict=True):
+    for part, num_trajectories in zip(windows_of_parts(load()), (89, 19, 20), strict=True):
         expected = [
             [[torques, trajectory, start + place] for place in range(8)]
             for torques in range(9)
@@ -188,11 +189,12 @@ def test_windows_of_a_pair_of_torques_have_those_torques():
 )
 def test_a_cache_with_other_content_is_built_anew(tmp_path, monkeypatch, caplog, other):
     monkeypatch.setattr(acrobot, "_trajectories", lambda environment: torch.ones(acrobot.SHAPE))
-    load(cache_dir=tmp_path)
+    monkeypatch.setenv("SEMINORM_CACHE", str(tmp_path))
+    load()
     (path,) = tmp_path.glob("*.npz")
     intact = path.read_bytes()
     np.savez(path, **other)
-    assert (load(cache_dir=tmp_path).test.tensors[0] == 1).all()
+    assert (load().test.tensors[0] == 1).all()
     assert path.read_bytes() == intact
     assert "cannot be used: it is built anew" in caplog.text
 

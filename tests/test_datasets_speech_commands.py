@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ RECORDINGS = Path(os.environ.get("SPEECH_COMMANDS_DATA", REPOSITORY.parent / "sh
 
 def load_from(data_root, cache_dir, *, split="published", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return load(data_root=data_root, split=split, batch_size=16, device="cpu", generator=generator, cache_dir=cache_dir)
+    with mock.patch.dict(os.environ, SEMINORM_CACHE=str(cache_dir)):
+        return load(data_root=data_root, split=split, batch_size=16, device="cpu", generator=generator)
 
 
 def whole(batches):

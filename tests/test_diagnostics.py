@@ -11,6 +11,7 @@ from records import saved_run
 from reproduction import diagnostics
 from reproduction.captions import caption
 from reproduction.experiments import EXPERIMENTS
+from reproduction.integral_errors import set_integrals
 from reproduction.measurements import path_of, save_record
 from reproduction.trained import TrainedRun
 from torchadjoint import METHODS
@@ -37,13 +38,17 @@ def test_the_caption_says_what_the_reference_was(tmp_path):
 def test_a_flow_is_measured_by_the_norms_that_the_measurement_is_named_after(tmp_path, monkeypatch):
     saved_run(tmp_path, "flow", data="checkerboard", integrals="unweighed")
     seen = []
-    monkeypatch.setitem(
-        diagnostics.MEASUREMENTS,
-        "step_errors",
-        lambda experiment, config, model, data: seen.append(model.flow.integrals) or {},
-    )
-    diagnostics.main(diagnostics.Options(str(tmp_path), experiments=("flow",), measurements=("step_errors",)))
-    assert seen == ["none"]
+
+    def change(run, model, data):
+        seen.append(model.flow.integrals)
+        set_integrals(model, "unweighed")
+        return {}
+
+    measured = ("integrals", "step_errors")
+    for name in measured:
+        monkeypatch.setitem(diagnostics.MEASUREMENTS, name, change)
+    diagnostics.main(diagnostics.Options(str(tmp_path), experiments=("flow",), measurements=measured))
+    assert seen == ["none", "none"], "one measurement is not the next one's business"
 
 
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):

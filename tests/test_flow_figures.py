@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,9 +65,10 @@ def test_evaluations_grow_with_the_weights():
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter *= 5
-    record = diagnostics.measure_growth("flow", config, trained, (torch.randn(60, 2),))
+    run = SimpleNamespace(card=FLOW, config=config)
+    record = diagnostics.measure_growth(run, trained, (torch.randn(60, 2),))
     assert record["batch_size"] == 20
-    assert diagnostics.measure_growth("flow", config, trained, (torch.randn(30, 2),))["batch_size"] == 10
+    assert diagnostics.measure_growth(run, trained, (torch.randn(30, 2),))["batch_size"] == 10
     assert record["num_parameters"] == sum(parameter.numel() for parameter in trained.parameters())
     counts = {(row["weights"], row["way"], row["batch"]): row["backward_nfe"] for row in record["rows"]}
     ways = ["default", "per-tensor", "seminorm", "discrete", "seminorm, integrals unweighed"]

@@ -46,7 +46,7 @@ def test_rows_as_a_table(rows):
 
 def test_the_report_shows_what_was_kept(rows, tmp_path):
     assert gpu.tables(str(tmp_path)) == []
-    record = {"provenance": {"device_name": "a card"}, "rounds": 1, "tests_passed": True, "seconds_of_two_epochs": 30.0}
+    record = {"provenance": {"device_name": "a card"}, "rounds": 1, "tests_passed": True, "seconds_of_two_epochs": None}
     (tmp_path / gpu.FILE).write_text(json.dumps({**record, "rows": list(rows.values())}))
     [table] = gpu.tables(str(tmp_path))
     assert len(table.frame) == len(gpu.WAYS)
@@ -68,8 +68,11 @@ def test_columns_have_what_their_headings_say():
 
 
 def test_tests_that_failed_are_told(rows, tmp_path):
-    record = {"provenance": {"device_name": "a card"}, "rounds": 1, "seconds_of_two_epochs": 30.0}
+    epochs = {"seconds_of_two_epochs": 30.0, "num_samples": 280}
+    record = {"provenance": {"device_name": "a card"}, "rounds": 1, **epochs}
     for passed, word in ((True, "need a GPU passed"), (False, "need a GPU FAILED")):
         content = {**record, "tests_passed": passed, "rows": list(rows.values())}
         (tmp_path / gpu.FILE).write_text(json.dumps(content))
-        assert word in gpu.tables(str(tmp_path))[0].notes[0]
+        [note] = gpu.tables(str(tmp_path))[0].notes
+        assert word in note
+        assert "Two epochs of the Neural CDE on 280 samples took 30 s." in note

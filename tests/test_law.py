@@ -46,19 +46,18 @@ def test_sizes_are_those_of_the_backward_solve_and_go_with_the_loss():
     sizes = law.adjoint_sizes(model, batch(4), squares, **options)
     prediction, _ = model(batch(4)[0])
     # The loss's gradient of the last state, and the gradient of the field's parameters, not of the readout's.
-    a_z = 2 * prediction @ model.readout.weight
-    assert sizes["a_z_rms_first"] == pytest.approx(rms_norm(a_z).item(), rel=1e-5)
-    z = (prediction - model.readout.bias) @ model.readout.weight.inverse().T
-    assert sizes["z_max_first"] == pytest.approx(z.abs().max().item(), rel=1e-4)
+    at_the_start = 2 * prediction @ model.readout.weight
+    y0 = batch(4)[0].requires_grad_()
+    [at_the_end] = torch.autograd.grad(squares(model(y0)[0], y0), y0)
+    # It grows backwards here, and the last step is seen from its start.
+    start, end = (rms_norm(a_z).item() for a_z in (at_the_start, at_the_end))
+    assert start + 0.5 * (end - start) < sizes["a_z_rms_largest"] < end
     gradient, _ = gradient_of(model, batch(4), squares, adjoint="discrete", **options)
     gradient = gradient[: sum(parameter.numel() for parameter in model.vector_field.parameters())]
     assert sizes["a_theta_rms_last"] == pytest.approx(rms_norm(gradient).item(), rel=1e-3)
-    assert sizes["a_theta_max_last"] == pytest.approx(gradient.abs().max().item(), rel=1e-3)
     scaled = law.adjoint_sizes(model, batch(4), law.scaled(squares, 1e3), **options)
     for name, size in sizes.items():
-        assert scaled[name] == pytest.approx(size if name.startswith("z_") else 1e3 * size, rel=0.03)
-    for kind in ("rms", "max"):
-        assert sizes[f"a_z_{kind}_largest"] >= max(sizes[f"a_z_{kind}_first"], sizes[f"a_z_{kind}_last"])
+        assert scaled[name] == pytest.approx(1e3 * size, rel=0.03)
 
 
 def test_a_case_is_measured_by_every_norm_and_its_error_knows_no_factor():
@@ -127,8 +126,7 @@ def test_measurements_with_weights_of_other_settings_are_not_mixed(tmp_path, ste
 
 def lawful(size, *, exponent=0.25, largest_of_z=1e-2):
     """A case whose NFE are 100 for z, and more where the adjoint over atol is large: of `default` by a_theta."""
-    sizes = {f"a_z_{kind}": size for kind in ("rms_first", "rms_largest", "max_largest")}
-    sizes |= {f"a_theta_{kind}_last": 1e3 * size for kind in ("rms", "max")}
+    sizes = {"a_z_rms_largest": size, "a_theta_rms_last": 1e3 * size}
     rows = []
     for loss_scale in (1e-4, 1e-2, 1.0, 1e2, 1e4):
         for atol in (1e-6, 1e-3):
@@ -143,7 +141,7 @@ def test_what_falls_on_one_curve_is_seen_to():
     for norm in ("default", "seminorm"):
         found = collapse.spreads(cases, norm)
         assert found[collapse.CHOSEN[norm]] < 0.01 < 0.3 * found["nothing"]
-        for name in ("loss scale", "1 / atol", "parameters / state", "loss scale / atol"):
+        for name in ("loss scale", "parameters / state", "loss scale / atol"):
             assert found[name] > 5 * found[collapse.CHOSEN[norm]]
 
 

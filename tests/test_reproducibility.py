@@ -33,18 +33,18 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_changes_no_bit_of_the_data(tmp_path, threads):
+def test_the_number_of_threads_changes_no_bit_of_the_data(tmp_path, threads, monkeypatch):
     synthetic.write(tmp_path, clips_per_word=10)
     paths = []
     for num_threads in (1, 2, 3, 7):
         threads(num_threads)
+        monkeypatch.setenv("SEMINORM_CACHE", str(tmp_path / f"cache-{num_threads}"))
         data = speech_commands.load(
             data_root=tmp_path,
             split="published",
             batch_size=16,
             device="cpu",
             generator=torch.Generator(),
-            cache_dir=tmp_path / f"cache-{num_threads}",
         )
         assert torch.get_num_threads() == num_threads
         paths.append(torch.cat([part.tensors[0] for part in (data.train, data.val, data.test)]))
