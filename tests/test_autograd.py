@@ -22,6 +22,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from torchadjoint import Backsolve, Discrete, casting, make_norm, odeint, odeint_adjoint
+from torchadjoint.field import AutogradField
 
 
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
@@ -253,6 +254,39 @@ def test_replicas_of_data_parallel_are_differentiated(adjoint):
         solve(replicas[func], y0, T, adjoint="discrete", compile=True)
 
 
+def test_a_replica_without_gradients_is_solved_through_its_module():
+    """As nn.DataParallel makes them under no_grad: their parameters are detached, and plain attributes."""
+    func = Fused()
+    replica = func._replicate_for_data_parallel()
+    replica.weight = func.weight.detach()
+    with torch.no_grad():
+        expected = solve(func, random(4, 3), T).y
+        assert torch.allclose(solve(replica, random(4, 3), T).y, expected, rtol=1e-9)
+
+
+class Fused(nn.Module):
+    """dy/dt = y * weight, through autograd or by its own field, which counts how many there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(random(3, seed=1))
+        self.num_fields = 0
+
+    def forward(self, t, y):
+        return y * self.weight
+
+    def fused_field(self, y0):
+        self.num_fields += 1
+        return AutogradField(self, (self.weight,), y0.shape, time_gradient=False)
+
+
+def test_a_fused_field_is_taken_where_all_parameters_are_named():
+    func, y0 = Fused(), random(4, 3)
+    for named, num_fields in (((func.weight,), 1), ((func.weight, random(2).requires_grad_()), 1), (None, 2)):
+        backward(solve(func, y0, T, adjoint_params=named).y)
+        assert func.num_fields == num_fields
+
+
 def test_a_parameter_that_is_named_twice_counts_once():
     func, y0 = Network(), random(4, 3)
     backward(solve(func, y0, T).y)
@@ -290,6 +324,9 @@ def test_a_cache_of_parametrizations_is_refused():
             solve(field, random(4, 3), T)
         with torch.no_grad():
             solve(field, random(4, 3), T)
+    y = solve(field, random(4, 3), T, adjoint=Discrete(linearised="stage")).y
+    with nn.utils.parametrize.cached(), pytest.raises(ValueError, match="and so would its backward pass"):
+        y.sum().backward()
 
 
 def test_a_solution_of_one_time_is_not_y0_itself():

@@ -77,6 +77,13 @@ class OfAnotherShape(nn.Module):
             NET,
             Y0,
             T,
+            adjoint=Discrete,
+            match="Discrete'>, but must be one of 'default'",
+        ),
+        bad(
+            NET,
+            Y0,
+            T,
             solver="torchdiffeq",
             adjoint=Backsolve(warm_start=True),
             match="no warm_start.*: use solver='torchadjoint'",

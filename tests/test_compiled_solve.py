@@ -198,6 +198,18 @@ def test_failures_are_told_as_those_of_single_steps_are(wrong_from, options):
     assert failure("solve") == failure(True)
 
 
+class Steep(nn.Module):
+    def forward(self, t, y):
+        return torch.full_like(y, 1e35)
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_slope_too_large_for_its_tolerance_is_told_as_by_single_steps():
+    for compile in (True, "solve"):
+        with pytest.raises(SolverError, match="the vector field over its tolerance is too large a number at t = 0"):
+            solve(Steep(), torch.zeros(1), T.float(), compile=compile, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -168,6 +168,24 @@ def kept_states(checkpoint_interval, monkeypatch, **options):
     return sum(record.start is not None for record in records), solution.statistics.forward.num_accepted
 
 
+def test_what_is_solved_again_between_checkpoints_makes_no_graph():
+    class Counting(Network):
+        num_graphs = 0
+
+        def forward(self, t, y):
+            self.num_graphs += torch.is_grad_enabled()
+            return super().forward(t, y)
+
+    numbers = []
+    for interval in (1, 4):
+        func = Counting()
+        t = torch.tensor([0.0, 1.0], dtype=F64)
+        solve(func, random(4, 3), t, rtol=1e-5, atol=1e-7, adjoint=Discrete(interval)).y.sum().backward()
+        numbers.append(func.num_graphs)
+    # The last step is linearised as it is taken, and once more among the four.
+    assert numbers[1] <= numbers[0] + 6
+
+
 @pytest.mark.parametrize("checkpoint_interval", INTERVALS)
 def test_one_state_is_kept_for_each_checkpoint_interval(checkpoint_interval, monkeypatch):
     num_kept, num_steps = kept_states(checkpoint_interval, monkeypatch)

@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from problems import F64, Network, T, backward, random, solve
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from torchadjoint import Discrete, SolverError
+from torchadjoint import Discrete, SolverError, odeint, odeint_adjoint
 
 needs_hooks_told = pytest.mark.skipif(
     not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="this torch does not tell of its hooks"
@@ -247,6 +248,36 @@ def test_what_a_field_makes_itself_in_a_solve_is_read_again_on_the_way_back(adjo
         func.noise = noise
         expected = torch.autograd.grad(solve(func, y0, T, adjoint=adjoint).y.square().sum(), [*func.parameters()])
         assert all(map(torch.equal, gradients, expected))
+
+
+class Cached(nn.Module):
+    """dy/dt = -tanh(a) y, of which it computes the factor once."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.5, dtype=F64))
+        self.factor = None
+
+    def forward(self, t, y):
+        if self.factor is None:
+            self.factor = self.a.tanh()
+        return -self.factor * y
+
+
+@pytest.mark.parametrize(
+    "by", [odeint, odeint_adjoint, partial(solve, adjoint="default"), partial(solve, adjoint="discrete")]
+)
+def test_what_a_field_makes_of_parameters_in_its_first_evaluation_is_differentiated(by):
+    func = Cached()
+    y = by(func, torch.ones(1, dtype=F64), T)
+    (y if isinstance(y, torch.Tensor) else y.y)[-1].sum().backward()
+    a = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    torch.exp(-a.tanh() * (T[-1] - T[0])).backward()
+    assert func.a.grad.item() == pytest.approx(a.grad.item(), rel=1e-6)
+    other = Cached()
+    with torch.no_grad():
+        by(other, torch.ones(1, dtype=F64), T)
+    assert not other.factor.requires_grad
 
 
 class Optional(Network):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from speech_commands import NeuralCDE
-from torchadjoint import Backsolve
+from torchadjoint import Backsolve, Discrete
 
 NUM_KNOTS = 16
 KNOTS = torch.arange(NUM_KNOTS, dtype=F64)
@@ -47,6 +47,59 @@ def test_every_piece_is_met_from_its_own_side(adjoint, times, dtype):
         low, high = sorted([int(times[0]), int(time)])
         expected[low:high] += weight if times[0] < times[-1] else -weight
     assert (func.heights.grad - expected).abs().max() < (1e-12 if dtype == F64 else 1e-5)
+
+
+class Ramp(nn.Module):
+    """dy/dt = w c with c = 1, 2, 3, ... from knot to knot, of which its field knows by `enter` alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5, dtype=F64))
+
+    def fused_field(self, y0):
+        return RampField(self.weight)
+
+
+class RampField:
+    parameter_sizes, is_static = (1,), False
+
+    def __init__(self, weight):
+        self.weight, self.cotangents = weight.detach(), {}
+
+    def enter(self, t0, t1):
+        self.c = 1.0 + (t0 + t1) / 2 // 1
+
+    def evaluate(self, t, y, out):
+        out.fill_(self.weight * self.c)
+
+    def linearise(self, slot, t, y, out):
+        self.evaluate(t, y, out)
+
+    def pullback(self, slot, cotangent, out):
+        self.cotangents[slot] = cotangent.clone()
+        out.zero_()
+
+    def add_parameter_product(self, slot, weight, gradient):
+        gradient[0] += weight * self.c * self.cotangents[slot].sum()
+
+    def reuse_slot(self, slot):
+        self.cotangents[0] = self.cotangents[slot]
+
+    def unflatten(self, gradient):
+        return (gradient[0],)
+
+
+@pytest.mark.parametrize(
+    "adjoint", ["seminorm", "discrete", *(Discrete(linearised=extent) for extent in ("stage", "solve")), Discrete(2)]
+)
+def test_a_last_step_beyond_the_last_time_is_in_the_piece_before_it(adjoint):
+    """Jumps behind the last time need not be named, and the last step goes far beyond it."""
+    func, times = Ramp(), torch.tensor([0.0, 1.5, 1.6], dtype=F64)
+    solution = solve(func, torch.zeros(1, dtype=F64), times, jump_t=[1.0], adjoint=adjoint, first_step=1.0)
+    assert solution.statistics.forward.accept_times == [0, 1]
+    torch.testing.assert_close(solution.y[:, 0], torch.tensor([0.0, 1.0, 1.1], dtype=F64))
+    solution.y[1].sum().backward()
+    assert func.weight.grad.item() == pytest.approx(1 + 0.5 * 2)
 
 
 class Switch(nn.Module):

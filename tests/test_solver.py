@@ -227,6 +227,22 @@ def test_output_times_take_no_part_in_the_steps():
     assert max(map(abs, jumps)) < 0.1  # a smooth curve
 
 
+def test_fixed_steps_beside_a_jump_end_there_alone():
+    """0.1 * 3 is not 0.3, and the step between the two would be nothing."""
+    for jumps, num_steps in (([0.3, 0.6, 0.7], 10), ([0.35], 11)):
+        times = torch.tensor([0.0, 1.0], dtype=F64)
+        for t in (times, times.flip(0)):
+            solution = solve(Network(), random(3), t, method="rk4", step_size=0.1, jump_t=jumps)
+            assert solution.statistics.forward.num_accepted == num_steps
+
+
+def test_a_failure_backwards_says_so():
+    y = solve(Network(), random(4, 3), T).y
+    y.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(SolverError, match=r"^in the backward solve the state is not finite at t = 2"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("step_size", [1e-12, 5e-324])
 def test_fixed_steps_that_are_too_many_are_refused_before_they_fill_the_memory(step_size):
     with pytest.raises(SolverError, match="more than 100000 steps were attempted, by fixed steps"):

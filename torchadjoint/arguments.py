@@ -101,7 +101,7 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
     Raises:
         ValueError: if one is no dense tensor of real numbers on `device`, or retains its gradient though it is no leaf.
     """
-    candidates = (*func.parameters(), *_of_replicas(func)) if adjoint_params is None else adjoint_params
+    candidates = (*func.parameters(), *of_replicas(func)) if adjoint_params is None else adjoint_params
     try:
         candidates = tuple(candidates)
     except TypeError:
@@ -130,9 +130,9 @@ def parameters(adjoint_params: Iterable[Tensor] | None, func: nn.Module, device:
     return tuple(found.values())
 
 
-def _of_replicas(func: nn.Module) -> Iterator[Tensor]:
+def of_replicas(func: Any) -> Iterator[Tensor]:
     """What nn.DataParallel makes of parameters: plain attributes of its replicas of a module."""
-    for module in func.modules():
+    for module in func.modules() if isinstance(func, nn.Module) else ():
         if getattr(module, "_is_replica", False):
             yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -25,16 +26,16 @@ class _Checked(nn.Module):
     Args:
         func: the function.
         known: the tensors that require a gradient.
-        is_asked_once: whether the first graph stands for all, if it ends in nothing else.
+        num_asked: how many graphs stand for all, if they end in nothing else: the first two are of the first evaluation
+            and of the last step.
     """
 
-    def __init__(self, func: Callable[..., Any], known: tuple[Tensor, ...], *, is_asked_once: bool):
+    def __init__(self, func: Callable[..., Any], known: tuple[Tensor, ...], *, num_asked: float = math.inf):
         super().__init__()
         self.func = func
         self.known = known
         self.stops = {_edge(tensor): tensor for tensor in known if not tensor.is_leaf}
-        self.is_asked_once = is_asked_once
-        self.is_asked = True
+        self.num_asked = num_asked
         self.others: list[Tensor] = []
         """In which the last graph ended."""
 
@@ -42,7 +43,7 @@ class _Checked(nn.Module):
         # If nothing is known, perhaps nothing is differentiated, and no graph would be made.
         with contextlib.nullcontext() if self.known else torch.enable_grad():
             derivative = self.func(t, y)
-            if self.is_asked and torch.is_grad_enabled():
+            if self.num_asked and torch.is_grad_enabled():
                 self._check(derivative, [t, *_tensors(y)])
         return derivative
 
@@ -56,7 +57,7 @@ class _Checked(nn.Module):
                 "name all such tensors, by an nn.Module or in solve(..., adjoint_params=(...))"
             )
         self.others = others
-        self.is_asked = bool(others) or not self.is_asked_once
+        self.num_asked -= not others
 
     def __getattr__(self, name: str) -> Any:
         # Callbacks.
@@ -81,7 +82,7 @@ def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..
     own = tuple(parameter for parameter in func.parameters() if parameter.requires_grad) if is_module else ()
     held = [tensor for tensor in _tensors_in(func) if tensor.requires_grad]
     if is_module and {*map(id, held)} <= {*map(id, own)}:
-        return _checked(func, own, is_asked_once=bool(own)), None
+        return _checked(func, own, num_asked=2 if own else math.inf), None
     detached = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in _tensors(y0)]
     time = t.detach()[0].to(detached[0]) if detached else t.detach()[0]
     derivative = func(time, tuple(detached) if isinstance(y0, tuple) else detached[0])
@@ -90,14 +91,14 @@ def capture(func: Callable[..., Any], y0: State, t: Tensor) -> tuple[Callable[..
     ends = _independent_ends(_tensors(derivative), held, own)
     others = tuple(end for end in ends if id(end) not in inputs)
     if is_module and not others:
-        return _checked(func, own, is_asked_once=False), None
+        return _checked(func, own), None
     known = (*own, *others)
-    return _Checked(func, known, is_asked_once=False), known
+    return _Checked(func, known), known
 
 
-def _checked(func: nn.Module, own: tuple[Tensor, ...], *, is_asked_once: bool) -> nn.Module:
+def _checked(func: nn.Module, own: tuple[Tensor, ...], *, num_asked: float = math.inf) -> nn.Module:
     """A module that is differentiated with respect to its parameters."""
-    return func if hasattr(func, "fused_field") else _Checked(func, own, is_asked_once=is_asked_once)
+    return func if hasattr(func, "fused_field") else _Checked(func, own, num_asked=num_asked)
 
 
 def _may_be_an_end(tensor: Tensor, device: torch.device) -> bool:
@@ -133,7 +134,12 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield value
         elif id(value) not in seen:
             seen.add(id(value))
-            left.extend(_parts(value))
+            # A log of numbers may be long.
+            left.extend(part for part in _parts(value) if isinstance(part, WALKED))
+
+
+WALKED = (Tensor, nn.Module, list, tuple, dict, types.FunctionType, types.MethodType, functools.partial)
+"""What tensors may be in."""
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -117,8 +117,10 @@ class LoopSolver(CompiledSolver):
         if needs_dt:
             self.statistics.evaluation_times.append(t_trial)
             if math.isnan(self.dt):
-                is_sound = self.start.isfinite().all()
-                raise self._failure("the vector field is not finite" if is_sound else "the state is not finite")
+                for what, values in (("the state", self.start), ("the vector field", self.last_slope)):
+                    if not values.isfinite().all():
+                        raise self._failure(f"{what} is not finite")
+                raise self._failure("the vector field over its tolerance is too large a number")
         entries = log[: int(number)].tolist()
         self.num_attempts += len(entries)
         self._count(entries)

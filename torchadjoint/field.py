@@ -17,9 +17,9 @@ from torch import Tensor, nn
 class Field(Protocol):
     """A vector field f(t, y) written for the solver.
 
-    A module offers one by a method `fused_field(y0) -> Field`; any other module goes through `AutogradField`. The state
-    `y` and the derivative `out` have the shape of `y0`; where that is a tuple of tensors, they and cotangents are such
-    tuples. `t` is a Python float.
+    A module offers one by a method `fused_field(y0) -> Field`, which makes one for each solve: what a solve keeps in
+    its slots is its own. Any other module goes through `AutogradField`. The state `y` and the derivative `out` have the
+    shape of `y0`; where that is a tuple of tensors, they and cotangents are such tuples. `t` is a Python float.
     """
 
     parameter_sizes: tuple[int, ...]
@@ -31,7 +31,10 @@ class Field(Protocol):
     each solve, and replayed."""
 
     def enter(self, t0: float, t1: float) -> None:
-        """What is evaluated from now on lies between `t0` and `t1`, on the inner sides of jumps at either of them."""
+        """What is evaluated from now on lies between `t0` and `t1`, on the inner sides of jumps at either of them.
+
+        Where no jump lies ahead `t1` is the solve's last time, and evaluations may lie beyond.
+        """
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
         """Write f(t, y) to `out`."""
@@ -126,6 +129,9 @@ class AutogradField:
         self.shape = shape
         self.time_gradient = time_gradient
         self.parameter_sizes = tuple(parameter.numel() for parameter in parameters)
+        self.is_first_of_solve = False
+        """Whether the next evaluation is the first of a solve that is differentiated. What func makes of parameters
+        then, and keeps, is differentiated too."""
         self.points: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.cotangents: dict[int, Tensor] = {}
 
@@ -133,8 +139,10 @@ class AutogradField:
         """A field of `t` alone needs no telling."""
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
-        with torch.no_grad():
-            out.copy_(checked_derivative(self.func(y.new_full((), t), y), y))
+        with torch.set_grad_enabled(self.is_first_of_solve):
+            derivative = checked_derivative(self.func(y.new_full((), t), y), y)
+        self.is_first_of_solve = False
+        out.copy_(derivative.detach())
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         with torch.enable_grad(), _plainly_saved():
@@ -198,6 +206,8 @@ class _Around:
 class CoupledField(_Around):
     """A field of a flat state as one of its front part, for a backward solve that leaves out the integrals behind it.
 
+    Such a solve linearises all that it evaluates.
+
     Args:
         field: of the whole state; it never reads the integrals.
         num_coupled: how many entries the front part has.
@@ -219,11 +229,6 @@ class CoupledField(_Around):
         self.product, self.front_product, self.integral_product = product, product[:num_coupled], product[num_coupled:]
         self.reads = torch.zeros_like(self.integral_product, dtype=torch.bool)
         """Which entries of the integrals a product has shown to be read: none should be."""
-
-    def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
-        self.front_state.copy_(y)
-        self.field.evaluate(t, self.state, self.out)
-        out.copy_(self.front_out)
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
         self.front_state.copy_(y)

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from . import arguments
 from .adjoints.forward import plain_solver
 from .casting import uncast
+from .field import AutogradField
 from .held import Held, as_they_were, held_by
 from .problem import Differentiation, Problem
 from .statistics import SolveStatistics
@@ -50,6 +51,7 @@ class DifferentiableSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, solution_gradient: Tensor):
         arguments.refuse_transforms([solution_gradient])
+        _refuse_cached_parametrizations()
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
@@ -95,15 +97,21 @@ class _OnceDifferentiable(torch.autograd.Function):
         )
 
 
+def _refuse_cached_parametrizations() -> None:
+    if parametrize._cache_enabled:
+        raise ValueError(
+            "a solve inside parametrize.cached() would lose gradients, and so would its backward pass: what is "
+            "evaluated without a graph would be kept. Leave out cached() around it"
+        )
+
+
 def _solve(plan: Plan, y0: Tensor) -> Tensor:
     """The states at the output times (times, *shape)."""
     problem, differentiation = plan.problem, plan.differentiation
     if plan.is_differentiated:
-        if parametrize._cache_enabled:
-            raise ValueError(
-                "a solve inside parametrize.cached() would lose gradients: what it evaluates without a graph would be "
-                "kept. Leave out cached() around it"
-            )
+        _refuse_cached_parametrizations()
+        if isinstance(differentiation.field, AutogradField):
+            differentiation.field.is_first_of_solve = True
         solver = differentiation.begin()
     else:
         solver = plain_solver(problem, plan.statistics, differentiation.field)

@@ -60,7 +60,8 @@ def pose(
     if is_tuple:
         func, y0 = _TupleFunction(func, shapes), torch.cat([component.reshape(-1) for component in y0])
     parameters = arguments.parameters(adjoint_params, func, y0.device)
-    own = [*func.parameters()] if adjoint_params is None else []
+    own = [*func.parameters()] if isinstance(func, nn.Module) else []
+    is_replica = any(True for _ in arguments.of_replicas(func))
     # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
     largest = torch.finfo(y0.dtype).max / 100
     arguments.refuse_transforms([y0, t, *parameters])
@@ -88,7 +89,7 @@ def pose(
         )
     like = {"largest": largest, "like": asked_y0}
     compile = arguments.flag("compile", compile, "solve")
-    if compile and len(parameters) > len(own) and adjoint_params is None:
+    if compile and is_replica:
         raise ValueError(f"compile={compile!r} cannot differentiate a replica of nn.DataParallel: leave compile away")
     if compile and adjoint_params is not None:
         raise ValueError(f"compile={compile!r} needs no adjoint_params: it differentiates all parameters of func")
@@ -120,7 +121,7 @@ def pose(
         shapes=shapes,
         is_tuple=is_tuple,
         parameters=parameters,
-        are_all_parameters=adjoint_params is None and [*map(id, parameters)] == [*map(id, own)],
+        are_all_parameters=not is_replica and [*map(id, parameters)] == [*map(id, own)],
         adjoint=adjoint,
         forward=forward,
         backward=make_stepping(

@@ -1,9 +1,10 @@
 """The solver: Runge-Kutta steps of one system in one direction of time. The adjoint drives it.
 
 Time, step size and controller are Python floats, so an attempted step waits for the device once, to read its error; a
-fixed step never does. The steps are those of torchdiffeq, with three differences: a step that ends exactly on a jump
-counts as having met it (torchdiffeq forgets every later jump then), the evaluation after a jump is made when the next
-step needs it, so not after the last one, and so is the last stage of methods that are not FSAL.
+fixed step never does. The steps are those of torchdiffeq but for what docs/from_torchdiffeq.md lists: above all, a step
+that ends exactly on a jump counts as having met it (torchdiffeq forgets every later jump then), the evaluation after a
+jump is made when the next step needs it, so not after the last one, and so is the last stage of methods that are not
+FSAL.
 """
 
 import bisect
@@ -262,9 +263,9 @@ class Solver:
         return weights
 
     def interpolate(self, t: float) -> Tensor:
-        """The state at a time `t` within the last step, or at the start if no step was taken."""
-        if t in (self.t0, self.t1):
-            return (self.start if t == self.t0 else self.end).clone()
+        """The state at a time `t` within the last step, behind its start."""
+        if t == self.t1:
+            return self.end.clone()
         dt = self.t1 - self.t0
         weights = self.slopes.new_tensor([dt * weight for weight in self.weights_at(t)])
         return torch.addmv(self.start, self.slopes.T, weights)
@@ -311,6 +312,9 @@ class Solver:
                 raise self._too_many()
             number = max(1, math.ceil(number))
             times = [*(t0 + self.direction * size * i for i in range(number)), t_end]
+            # Neither need one lie beside a jump, at which a step ends too.
+            near = [jump for jump in self.jumps if min(t0, t_end) < jump < max(t0, t_end)]
+            times = [time for time in times if not any(0 < abs(time - jump) < 1e-6 * size for jump in near)]
         elif self.make_grid is not None:
             times = self.make_grid(self.start, times)
         return times[1:]
@@ -429,8 +433,9 @@ class Solver:
 
     def _failure(self, what: str) -> SolverError:
         rtol, atol = (f"{tol:g}" if isinstance(tol, float) else "a tensor" for tol in (self.rtol, self.atol))
+        where = "in the backward solve " if self.system.direction == "backward" else ""
         return SolverError(
-            f"{what} at t = {self.t0:.9g} (step size {self.dt:.3g}, "
+            f"{where}{what} at t = {self.t0:.9g} (step size {self.dt:.3g}, "
             f"rtol {rtol}, atol {atol}, {self.statistics.num_accepted} steps accepted and "
             f"{self.statistics.num_rejected} rejected so far): try larger tolerances or float64, and check that the "
             "data and the vector field are finite"

@@ -29,7 +29,7 @@ __all__ = [
 
 def find_adjoint(adjoint: Any) -> Adjoint:
     """The way of this name, or the way itself. ValueError if there is none such."""
-    if hasattr(adjoint, "differentiate"):
+    if hasattr(adjoint, "differentiate") and not isinstance(adjoint, type):
         return adjoint
     if not (isinstance(adjoint, str) and adjoint in ADJOINTS):
         refuse("adjoint", adjoint, f"one of {', '.join(map(repr, ADJOINTS))}, or an Adjoint such as Backsolve(norm)")

@@ -103,7 +103,9 @@ class _Backsolve:
             )
         for name in ("rtol", "atol"):
             if isinstance(getattr(self.problem.backward, name), Tensor):
-                raise ValueError(f"{name} is a tensor, which no backward solve can use: give a number, adjoint_{name}")
+                raise ValueError(
+                    f"{name} of the backward solve is not one number, as it must be: give one as adjoint_{name}"
+                )
         self.norm = self._norm(self.asked_norm)
         solver = plain_solver(self.problem, self.statistics, self.field)
         if self.problem.compile:

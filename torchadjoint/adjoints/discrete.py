@@ -64,6 +64,8 @@ class _Step:
     t1: float
     stage_times: list[float]
     """Where its slopes were evaluated: the first at t0, or on one side of it."""
+    piece_end: float
+    """The next jump, or the solve's last time: the field was told so, and t1 may lie beyond the last time."""
     start: Tensor | None
     """The state at t0, flat; None between checkpoints, where it is solved for again."""
     end: Tensor | None = None
@@ -117,7 +119,7 @@ class _Recording:
         super().advance()
         is_kept = len(self.record) % self.checkpoint_interval == 0
         times = [self.first_stage_time, *self.stage_times]
-        self.record.append(_Step(self.t0, self.t1, times, self._kept_start() if is_kept else None))
+        self.record.append(_Step(self.t0, self.t1, times, self._piece_end, self._kept_start() if is_kept else None))
 
     def _kept_start(self) -> Tensor:
         return self.start.clone()
@@ -242,8 +244,8 @@ class _Discrete:
             steps[-1].is_linearised &= len(steps) == 1
             starts = [steps[0].start]
             for step in steps[:-1]:
-                self.field.enter(step.t0, step.t1)
-                stages.prepare_step(step, starts[-1])
+                self.field.enter(step.t0, step.piece_end)
+                stages.solve_again(step, starts[-1])
                 starts.append(stages.state(step, starts[-1], last))
             for index in reversed(range(len(steps))):
                 number = first + index
@@ -282,6 +284,11 @@ class _Stages:
         if step is None or after is None:
             return False
         return after.stage_times[0] == step.stage_times[-1]
+
+    def solve_again(self, step: _Step, start: Tensor) -> None:
+        """Make the slopes ready that the step's end is made of."""
+        for stage in range(self.method.num_stages - 1):
+            self._evaluate(self.field.evaluate, step, start, stage)
 
     def prepare_step(self, step: _Step, start: Tensor) -> None:
         """Make all slopes ready but the last, which most steps do not need."""
@@ -333,8 +340,7 @@ class _SingleStages(_Stages):
     """The same, with one stage linearised at a time, always in slot 0."""
 
     def prepare_step(self, step: _Step, start: Tensor) -> None:
-        for stage in range(self.method.num_stages - 1):
-            self._evaluate(self.field.evaluate, step, start, stage)
+        self.solve_again(step, start)
 
     def _slot(self, step: _Step, start: Tensor, stage: int) -> int:
         self._linearise(0, step, start, stage)
@@ -401,7 +407,7 @@ def _reverse_step(
     Where a step's last slope is the first of the next, the next step pulls both back at once.
     """
     dt = step.t1 - step.t0
-    stages.field.enter(step.t0, step.t1)
+    stages.field.enter(step.t0, step.piece_end)
     stages.prepare_step(step, start)
     if not stages.share_a_slope(step, after):
         last_slope_gradient = _last_slope_gradient(step, solution_gradient)
