@@ -47,14 +47,14 @@ def time_limit():
 
     timers = ((signal.ITIMER_PROF, signal.SIGPROF, 1), (signal.ITIMER_REAL, signal.SIGALRM, 20))
     previous = [signal.signal(number, stop) for _, number, _ in timers]
+    # Whoever waits for one, as the time limit of a test does, waits on.
+    left = [signal.setitimer(timer, patience * SECONDS_PER_CASE)[0] for timer, _, patience in timers]
     try:
-        for timer, _, patience in timers:
-            signal.setitimer(timer, patience * SECONDS_PER_CASE)
         yield
     finally:
-        for (timer, number, _), handler in zip(timers, previous, strict=True):
-            signal.setitimer(timer, 0)
+        for (timer, number, _), handler, seconds in zip(timers, previous, left, strict=True):
             signal.signal(number, handler)
+            signal.setitimer(timer, seconds)
 
 
 def survive(call):

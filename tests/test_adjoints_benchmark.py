@@ -17,6 +17,7 @@ from benchmarks.adjoints.contestants import interpolated, ours, with_torchdiffeq
 from benchmarks.adjoints.contract import Gradient, Problem, loss
 from benchmarks.adjoints.names import Contestant, choose, contestants_of, find_contestants, find_problems
 from benchmarks.adjoints.references import refer
+from torchadjoint import METHODS
 
 RTOL = 1e-6
 
@@ -120,10 +121,46 @@ def test_ours_find_the_gradient_and_count(name, problem):
     problem = dataclasses.replace(problem, times=problem.times[:3])
     gradient = contestant.prepare(problem, contestant.way, rtol=1e-8, atol=1e-10, dtype="float64")()
     exact = refer(problem)
-    assert exact.agreement < 1e-10
+    assert 0 < exact.agreement < 1e-10, "two ways agree, and are two"
     flat = gradient.flat(problem)
     assert np.linalg.norm(flat - exact.gradient) < 1e-5 * np.linalg.norm(exact.gradient)
     assert gradient.forward_nfe > 0 < gradient.backward_nfe
+
+
+@pytest.mark.parametrize("name", ["ours, seminorm", "ours, discrete", "interpolated", "torchdiffeq, adjoint"])
+def test_tolerances_and_dtype_reach_the_solver(name):
+    problem, contestant = find_problems()["lotka-volterra"], find_contestants()[name]
+    problem = dataclasses.replace(problem, times=problem.times[:3])
+
+    def step(rtol, atol, dtype):
+        return contestant.prepare(problem, contestant.way, rtol=rtol, atol=atol, dtype=dtype)()
+
+    loose, by_rtol, by_atol = (step(rtol, atol, "float64") for rtol, atol in ((1e-2, 1e-2), (1e-7, 1e-2), (1e-2, 1e-7)))
+    assert loose.forward_nfe < by_rtol.forward_nfe
+    assert loose.forward_nfe < by_atol.forward_nfe
+    rounded = step(1e-2, 1e-2, "float32").flat(problem)
+    assert 0 < np.linalg.norm(rounded - loose.flat(problem)) < 1e-3 * np.linalg.norm(rounded)
+
+
+def test_each_of_our_contestants_is_what_its_name_says():
+    for name, way in ours.WAYS.items():
+        words = name.removeprefix("ours, ").split(", ")
+        adjoint, others = way.adjoint, set(words[1:])
+        assert (adjoint if isinstance(adjoint, str) else adjoint.name) == words[0]
+        assert getattr(adjoint, "warm_start", False) == ("warm start" in others)
+        extents = {"one stage at a time": "stage", "all stages kept": "solve"}
+        extent = next((extents[word] for word in others if word in extents), "step")
+        assert getattr(adjoint, "linearised", "step") == extent
+        assert way.method == next((word for word in others if word in METHODS), "dopri5")
+        assert way.compile == ("solve" if "compiled solve" in others else "compiled" in others)
+    for name, way in with_torchdiffeq.WAYS.items():
+        assert way.is_adjoint == ("adjoint" in name)
+        assert way.norm == ("seminorm" if "seminorm" in name else None)
+        assert way.is_compiled == ("compiled" in name)
+
+
+def test_the_loss_is_a_mean_over_the_batch_alone():
+    assert loss(torch.ones(2, 4, 3), 0.0) == 2 * 3
 
 
 @pytest.mark.parametrize("way", with_torchdiffeq.WAYS.values(), ids=str)

@@ -54,7 +54,10 @@ def test_a_flow_is_measured_by_the_norms_that_the_measurement_is_named_after(tmp
 def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks, monkeypatch):
     saved_run(tmp_path)
     monkeypatch.setattr(TrainedRun, "test_set", lambda self: (random(40, 8, 8, dtype=torch.float32),))
-    card, few = EXPERIMENTS["acrobot"], dict(adjoints=("default", "discrete"), batch_size=4, tolerances=((1e-3, 1e-3),))
+    card, few = (
+        EXPERIMENTS["acrobot"],
+        dict(adjoints=("default", "discrete"), batch_size=4, tolerances=((1e-3, 1e-3), (1e-6, 1e-6))),
+    )
     few = dataclasses.replace(card.gradients, **few)
     monkeypatch.setitem(EXPERIMENTS, "acrobot", dataclasses.replace(card, gradients=few))
     monkeypatch.setattr(diagnostics, "METHODS", {name: METHODS[name] for name in ("bosh3", "dopri5", "rk4")})
@@ -67,14 +70,20 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
         assert record["run"] == "acrobot/seminorm/0.json"
         assert record["provenance"]["packages"]["torch"]
     errors = records["gradient_errors-acrobot.json"]
-    assert (len(errors["rows"]), errors["num_batches"], errors["reference"]) == (3 * 1 * 2, 3, [1e-9, 1e-9])
+    assert (len(errors["rows"]), errors["num_batches"], errors["reference"]) == (3 * 2 * 2, 3, [1e-9, 1e-9])
     reading = caption("gradient-errors", str(tmp_path / "results")).reading
     assert "3 batches of 4 samples" in reading
-    assert "1e-9, 1e-9, 6 decades tighter" in reading
+    assert "1e-9, 1e-9, 3 decades tighter" in reading
     assert f"{max(row['reference_error'] for row in errors['rows']):.1g} or less away" in reading
-    assert {row["method"] for row in records["methods-acrobot.json"]["rows"]} == {"bosh3", "dopri5"}
+    methods = records["methods-acrobot.json"]
+    assert {row["method"] for row in methods["rows"]} == {"bosh3", "dopri5"}
+    assert {row["rtol"] for row in methods["rows"]} == {1e-3, 1e-4}
+    assert methods["reference"] == [pytest.approx(1e-7)] * 2
     assert len(records["control-acrobot.json"]["motion"]["q1"]) == 401
     assert records["step_errors-acrobot.json"]["batch_size"] == 8
+    loose, tight = records["step_errors-acrobot.json"]["shares"]
+    assert (loose["rtol"], tight["rtol"]) == (1e-3, 1e-6)
+    assert loose["num_steps"] < tight["num_steps"]
     steps = records["step_errors-acrobot.json"]["steps"]
     assert "a_theta" in steps["default"]
     assert "a_theta" not in steps["seminorm"]

@@ -1,5 +1,7 @@
 """`odeint` and `odeint_adjoint` do what torchdiffeq's do, with every option that it has."""
 
+import inspect
+
 import pytest
 import torch
 import torchcde
@@ -199,6 +201,39 @@ def test_a_norm_of_the_state_measures_its_adjoint_too():
     assert steps[0] == pytest.approx(steps[1], abs=1e-6)
 
 
+@pytest.mark.parametrize(("rtol", "atol"), [(1e-2, 1e-8), (1e-8, 1e-2)], ids=["a loose rtol", "a loose atol"])
+def test_the_backward_solve_has_tolerances_of_its_own(rtol, atol):
+    steps = []
+    for by in (odeint_adjoint, torchdiffeq.odeint_adjoint):
+        func, taken = Recorded(), []
+        func.callback_accept_step_adjoint = lambda t0, y0, dt, taken=taken: taken.append(t0.item())
+        options = dict(adjoint_options=dict(norm="per-tensor")) if by is odeint_adjoint else {}
+        y = by(func, random(4, 3), T, rtol=1e-4, atol=1e-4, adjoint_rtol=rtol, adjoint_atol=atol, **options)
+        y.sum().backward()
+        steps.append(taken)
+    assert steps[0] == pytest.approx(steps[1], abs=1e-6)
+    assert len(steps[0]) != len(backward_steps(rtol=1e-4, atol=1e-4))
+
+
+@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
+def test_the_defaults_are_torchdiffeqs(name):
+    ours, theirs = (inspect.signature(getattr(of, name)).parameters for of in (torchadjoint, torchdiffeq))
+    shared = ours.keys() & theirs.keys() - {"func", "y0", "t"}
+    assert {"rtol", "atol", "method", "options"} <= shared
+    assert {key: ours[key].default for key in shared} == {
+        key: None if theirs[key].default == () else theirs[key].default for key in shared
+    }
+
+
+def test_a_norm_of_a_state_of_tensors_gets_them():
+    def of_the_second(state):
+        assert [tuple(part.shape) for part in state] == [tuple(part.shape) for part in Pair.start()]
+        return state[1].square().mean().sqrt()
+
+    _, ours, _, theirs = both(Pair.start(), T, func=Pair(), rtol=1e-5, atol=1e-7, options=dict(norm=of_the_second))
+    assert ours.accepted == pytest.approx(theirs.accepted, abs=1e-9)
+
+
 @pytest.mark.parametrize("given", ["options", "adjoint_options"])
 def test_a_jump_that_either_direction_is_told_of_counts_for_both(given):
     func, backward_steps = Recorded(), []
@@ -236,11 +271,11 @@ def test_tolerances_may_be_tensors(rtol, atol):
     assert ours.accepted == pytest.approx(theirs.accepted, abs=1e-9)
 
 
-def backward_steps(**options):
+def backward_steps(rtol=1e-3, atol=1e-3, **options):
     """The sizes of the steps of a backward solve from 2 to 0."""
     func, sizes = Recorded(), []
     func.callback_accept_step_adjoint = lambda t0, y0, dt: sizes.append(dt.item())
-    odeint_adjoint(func, random(4, 3), T[[0, -1]], rtol=1e-3, atol=1e-3, **options).sum().backward()
+    odeint_adjoint(func, random(4, 3), T[[0, -1]], rtol=rtol, atol=atol, **options).sum().backward()
     return sizes
 
 

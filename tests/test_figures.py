@@ -86,8 +86,11 @@ def test_each_pair_of_tolerances_has_its_panel():
     assert lines(first)["seminorm"] == pytest.approx([1300, 2600])
     assert lines(second)["seminorm"] == pytest.approx([50, 60, 70])
     runs[0].history[0].val_metrics.loss = 9.0
-    losses = run_figures.learning(runs).axes[2]
-    assert [line.get_ydata()[0] for line in losses.get_lines() if line.get_marker() != "None"] == [9.0]
+    runs[0].history[0].val_metrics.accuracy = 0.875
+    accuracies, _, losses, _ = run_figures.learning(runs).axes
+    for ax, value in ((accuracies, 0.875), (losses, 9.0)):
+        drawn = [line.get_ydata() for line in ax.get_lines() if line.get_marker() != "None"]
+        assert [ys[0] for ys in drawn if len(ys)] == [value]
     assert len(run_figures.learning(runs).axes) == 4
     assert len(run_figures.learning([run("seminorm", experiment=acrobot)]).axes) == 1
 
@@ -230,8 +233,44 @@ def test_densities_in_time_are_for_its_unit():
 
 
 def motion(num_rows=401):
-    angle = np.linspace(0, np.pi, num_rows).tolist()
-    return {"motion": dict.fromkeys(("q1", "q2", "dq1", "dq2", "u0", "u1"), angle)}
+    angle = np.linspace(0, np.pi, num_rows)
+    names = ("q1", "q2", "dq1", "dq2", "u0", "u1")
+    return {"motion": {name: (number * angle).tolist() for number, name in enumerate(names, start=1)}}
+
+
+def test_each_quantity_of_the_motion_is_in_its_panel():
+    figure = diagnostic_figures.control_curves({"acrobot": motion(41)})
+    ends = {ax.get_ylabel(): [line.get_ydata()[-1] / np.pi for line in ax.get_lines()[:2]] for ax in figure.axes}
+    assert ends == {
+        "angle (rad)": pytest.approx([1, 2]),
+        "velocity (rad/s)": pytest.approx([3, 4]),
+        "torque (N m)": pytest.approx([5, 6]),
+    }
+
+
+def test_each_part_of_the_error_is_drawn_as_what_it_is():
+    values = {"t0": [1.0, 0.5], "t1": [0.5, 0.0], "error_ratio": [0.4, 0.5], "z": [0.1, 0.2], "a_z": [0.3, 0.35]}
+    steps = {"default": {**values, "a_theta": [0.4, 0.5]}, "seminorm": {**values, "t1": [0.25, 0.0]}}
+    shares = [{"rtol": 1e-3, "z": 0.0, "a_z": 0.0, "a_theta": 1.0, "a_t": 0.0}]
+    record = {"rtol": 1e-3, "atol": 1e-6, "steps": steps, "shares": shares}
+    errors, sizes, _ = diagnostic_figures.step_errors({"acrobot": record}).axes
+    assert {label: list(ys) for label, ys in lines(errors).items() if label.startswith("$")} == {
+        "$z$": [0.1, 0.2], "$a_z$": [0.3, 0.35], r"$a_\theta$": [0.4, 0.5],
+    }  # fmt: skip
+    assert lines(sizes)["default"] == pytest.approx([0.5, 0.5])
+    assert lines(sizes)["seminorm"] == pytest.approx([0.75, 0.5])
+
+
+def test_each_figure_is_what_its_name_says():
+    found = figures.figures(str(REFERENCE))
+    labels = {
+        "speech_commands-backward-nfe": "backward NFE per gradient step",
+        "speech_commands-learning": "accuracy",
+        "acrobot-learning": "loss",
+        "gradient-errors": "relative error of the gradient",
+        "step-errors": "error over tolerance\n(norm default)",
+    }
+    assert {name: found[name]().axes[0].get_ylabel() for name in labels} == labels
 
 
 def test_the_links_hang_and_stand_where_they_should():

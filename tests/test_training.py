@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import re
+import subprocess
 import sys
 import time
 from dataclasses import KW_ONLY, dataclass, replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import progress, training
+from common import progress, provenance, training
 from common.config import TrainingConfig
 from common.provenance import describe
 from common.randomness import seeded, stream
@@ -436,11 +437,57 @@ def test_results_in_memory_copy(tmp_path):
     assert copy.deepcopy(results).test_metrics == results.test_metrics
 
 
-def test_provenance_tells_versions_and_commit():
-    provenance = json.loads(json.dumps(describe(torch.device("cpu"))))
-    assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert provenance["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", provenance["commit"])
-    assert provenance["device_name"]
+def test_provenance_tells_versions():
+    described = json.loads(json.dumps(describe(torch.device("cpu"))))
+    assert described["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert described["device_name"]
+
+
+def test_the_commit_is_that_of_the_project_and_says_whether_files_differ(tmp_path, monkeypatch):
+    def git(*arguments):
+        own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *own, *arguments], cwd=tmp_path / "project", check=True, capture_output=True)
+
+    monkeypatch.delenv(provenance.COMMIT, raising=False)
+    module = tmp_path / "project" / "common" / "provenance.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    assert provenance.commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "first")
+    assert re.fullmatch("[0-9a-f]{40}", provenance.commit())
+    module.write_text("changed")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", provenance.commit())
+    copy_of_it = tmp_path / "project" / "copy" / "common" / "provenance.py"
+    copy_of_it.parent.mkdir(parents=True)
+    copy_of_it.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(copy_of_it))
+    assert provenance.commit() is None, "a copy within another repository is not of that one's commit"
+
+
+def test_a_cpu_has_its_generation_in_its_name(monkeypatch):
+    text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A CPU\n\nprocessor\t: 1\nmodel\t\t: 17\n"
+    monkeypatch.setattr(provenance.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(provenance.Path, "read_text", lambda self: text)
+    assert provenance._device_name(torch.device("cpu")) == "A CPU, family 25, model 17"
+
+
+def test_patience_is_that_of_the_settings(tmp_path):
+    rates = [
+        [
+            epoch.learning_rate
+            for epoch in run(
+                make_config(tmp_path, scheduler_patience=patience, max_epochs=6, metric_interval=1, save=False),
+                loss_function=constant_loss,
+            ).epochs
+        ]
+        for patience in (0, 2)
+    ]
+    assert [len(set(of_run)) > 1 for of_run in rates] == [True, True]
+    falls = [next(number for number, rate in enumerate(of_run) if rate < of_run[0]) for of_run in rates]
+    assert falls[1] == falls[0] + 2
 
 
 @pytest.mark.gpu
