@@ -39,14 +39,12 @@ from benchmarks.problems import (
 from common import command_line, provenance
 from torchadjoint import arguments
 
-RESULTS = Path(__file__).parents[1] / "reference"
-"""Where committed output lies, in a file for each kind of CPU."""
-
 SUMMARY = {
     "torchdiffeq, its default norm": "torchdiffeq, its default norm",
     "torchdiffeq, seminorm": "torchdiffeq, its seminorm",
     "torchdiffeq, seminorm, our field": "torchdiffeq, its seminorm, our field",
     "ours, seminorm": "ours, `seminorm`",
+    "ours, seminorm, autograd's field": "the same, autograd's field",
     "ours, seminorm, compiled": "the same, `compile=True`",
     "ours, seminorm, integrals unweighed": "the same, integrals unweighed",
     "ours, seminorm, warm start": "ours, `seminorm`, warm start",
@@ -162,15 +160,9 @@ def _markdown(table: pandas.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True, colalign=("left", *["right"] * (table.shape[1] - 1)))
 
 
-def kind_of_cpu() -> str:
+def kind_of_cpu(device_name: str) -> str:
     """The maker of the CPU, such as "amd" or "intel", else its architecture."""
-    names = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    makers = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
-    return names.get(makers[0] if makers else "", platform.machine().lower())
+    return next((maker for maker in ("amd", "intel") if maker in device_name.lower()), platform.machine().lower())
 
 
 def main(
@@ -200,8 +192,9 @@ def main(
     torch.set_num_threads(cores)
     if has_affinity:
         os.sched_setaffinity(0, available[:cores])
+    # Read when jax is first used.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     if cores == 1:
-        # Read when jax is first used.
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     seconds, clock = ("CPU seconds", time.process_time) if cores == 1 else ("seconds by the clock", time.perf_counter)
     machine = provenance.describe(torch.device("cpu"))
@@ -228,7 +221,7 @@ def main(
             print(f"\n{parts[-1]}", flush=True)
             summary = f"{SUMMARY_BEGIN}\n{summarise(tables)}\n{SUMMARY_END}"
             if output is not None:
-                path = output / f"gradient_step-{kind_of_cpu()}{on_cores}.md"
+                path = output / f"gradient_step-{kind_of_cpu(machine['device_name'])}{on_cores}.md"
                 output.mkdir(parents=True, exist_ok=True)
                 path.write_text("\n\n".join([head, summary, *parts]) + "\n")
     print(f"\n{summary}")

@@ -9,17 +9,16 @@ from torchadjoint import solve
 
 
 class Field(nn.Module):
-    """dz/dt = f(z) dX/dt, for a path X that is linear between its knots."""
+    """dz/dt = f(z) dX/dt, for a path X that is linear between its knots; one for each path."""
 
-    def __init__(self, num_channels: int, num_hidden: int):
+    def __init__(self, network: nn.Module, path: torchcde.LinearInterpolation):
         super().__init__()
-        self.shape = (num_hidden, num_channels)
-        self.network = nn.Sequential(nn.Linear(num_hidden, 32), nn.ReLU(), nn.Linear(32, num_hidden * num_channels))
-        self.path = None
+        self.network, self.path = network, path
 
     def forward(self, t, z):
-        matrix = torch.tanh(self.network(z)).view(len(z), *self.shape)
-        return (matrix @ self.path.derivative(t).unsqueeze(-1)).squeeze(-1)
+        slope = self.path.derivative(t)
+        matrix = torch.tanh(self.network(z)).view(*z.shape, slope.shape[-1])
+        return (matrix @ slope.unsqueeze(-1)).squeeze(-1)
 
 
 class Classifier(nn.Module):
@@ -28,15 +27,15 @@ class Classifier(nn.Module):
     def __init__(self, num_channels: int = 3, num_hidden: int = 8):
         super().__init__()
         self.first, self.last = nn.Linear(num_channels, num_hidden), nn.Linear(num_hidden, 1)
-        self.field = Field(num_channels, num_hidden)
+        self.network = nn.Sequential(nn.Linear(num_hidden, 32), nn.ReLU(), nn.Linear(32, num_hidden * num_channels))
 
     def forward(self, coefficients):
-        path = self.field.path = torchcde.LinearInterpolation(coefficients)
+        path = torchcde.LinearInterpolation(coefficients)
         start = self.first(path.evaluate(path.interval[0]))
         # Between two knots the field is smooth; at a knot it jumps.
         solution = solve(
-            self.field, start, path.interval, rtol=1e-2, atol=1e-4, jump_t=path.grid_points, method="bosh3",
-            adjoint="discrete",
+            Field(self.network, path), start, path.interval, rtol=1e-2, atol=1e-4, jump_t=path.grid_points,
+            method="bosh3", adjoint="discrete",
         )  # fmt: skip
         return self.last(solution.y[-1]).squeeze(-1)
 

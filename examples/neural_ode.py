@@ -20,7 +20,9 @@ class Field(nn.Module):
 class Spiral(nn.Module):
     """The equation that made the points."""
 
-    matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]])
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("matrix", torch.tensor([[-0.1, 2.0], [-2.0, -0.1]]))
 
     def forward(self, t, y):
         return y**3 @ self.matrix
@@ -31,7 +33,7 @@ def main(num_steps: int = 300) -> float:
     torch.manual_seed(0)
     start, times = torch.tensor([[2.0, 0.0]]), torch.linspace(0, 25, 1000)
     with torch.no_grad():
-        points = solve(Spiral(), start, times, rtol=1e-6, atol=1e-8).y
+        points = solve(Spiral(), start, times, rtol=1e-5, atol=1e-7).y
     func = Field()
     optimiser = torch.optim.Adam(func.parameters(), lr=5e-3)
     for step in range(num_steps):

@@ -53,7 +53,7 @@ def test_the_front_has_what_nothing_beats():
 ROWS = ((1e-2, 1e-2, 0.1), (1e-4, 1e-4, 0.2), (1e-6, 1e-6, 0.3))
 
 
-SLOWER = tuple((rtol, error, 1.3 * seconds) for rtol, error, seconds in ROWS)
+SLOWER = tuple((rtol, error, 1.6 * seconds) for rtol, error, seconds in ROWS)
 
 
 FASTER = tuple((rtol, error, 0.5 * seconds) for rtol, error, seconds in ROWS)
@@ -86,7 +86,7 @@ WAYS = ("ours, discrete", "ours, seminorm", "diffrax, recursive checkpoints")
 def test_standings_count_what_is_close():
     [best, other] = standings(cells(MADE_UP), WAYS[:2])
     assert (best.way, best.num_cells, best.num_reached, best.num_close) == ("ours, discrete", 9, 9, 6)
-    assert best.typical == pytest.approx(1.3 ** (1 / 3))
+    assert best.typical == pytest.approx(1.6 ** (1 / 3))
     assert (other.way, other.num_reached, other.num_close) == ("ours, seminorm", 6, 3)
 
 
@@ -106,18 +106,18 @@ def test_a_cell_that_a_slow_way_does_not_reach_is_cut(slow):
 def test_decisions_follow_from_the_results():
     first, second, *others = decide(cells(MADE_UP), WAYS, KINDS, failures(MADE_UP), memory={"ours, discrete": 4.4})
     assert first == (
-        "**The fastest in PyTorch is most often `ours, discrete`**: it is within 1.1 times of the fastest in PyTorch "
+        "**The fastest in PyTorch is most often `ours, discrete`**: it is within 1.4 times of the fastest in PyTorch "
         "in 6 of 9 cells. It reaches the error in 9 of 9, and needs up to 4 MiB."
     )
     assert second == (
-        "**The surest in PyTorch is `ours, discrete`**: it reaches the error in 9 of 9. There it takes 1.09 "
+        "**The surest in PyTorch is `ours, discrete`**: it reaches the error in 9 of 9. There it takes 1.17 "
         "times the time of the fastest in PyTorch (geometric mean), and up to 4 MiB. `ours, seminorm` reaches 6 of 9, "
-        "and takes 1.14 times, up to unknown memory."
+        "and takes 1.26 times, up to unknown memory."
     )
     told = "\n".join(others)
     assert (
-        "For scientific models (n = 1 problem, 3 cells): `ours, seminorm` reaches the error in 3 of 3, within 1.1 "
-        "times of the fastest in PyTorch in 3; `ours, discrete` reaches the error in 3 of 3, within 1.1 times of the "
+        "For scientific models (n = 1 problem, 3 cells): `ours, seminorm` reaches the error in 3 of 3, within 1.4 "
+        "times of the fastest in PyTorch in 3; `ours, discrete` reaches the error in 3 of 3, within 1.4 times of the "
         "fastest in PyTorch in 0."
     ) in told
     assert "For neural networks of up to 10,000 parameters (n = 2 problems, 6 cells): `ours, discrete` reaches" in told
@@ -125,7 +125,7 @@ def test_decisions_follow_from_the_results():
     assert "`discrete` fails and some backward solve does not, is seen on 0 of 3 problems" in told
     assert (
         "in ours**: `ours, discrete` reaches the error in 9 of 9 cells, the best backward solve in 6. Where both do, "
-        "the first takes 1.03 times the time of the second (median; 0.77 to 1.30). It is faster by more than 1.1 times "
+        "the first takes 1.11 times the time of the second (median; 0.62 to 1.60). It is faster by more than 1.4 times "
         "in 3 of 6, and slower by as much in 3."
     ) in told
     assert "the best way in PyTorch takes 2.0 times the time of the best in JAX" in told
@@ -255,9 +255,9 @@ def test_what_was_measured_in_float32_stands_beside_float64():
     assert cells == [
         ["error", "PyTorch, float32", "PyTorch, float64", "JAX, float32", "JAX, float64"],
         cells[1],
-        ["1e-2", "50", "130", "100", "200"],
-        ["1e-4", "100", "260", "", "200"],
-        ["1e-6", "", "390", "", "300"],
+        ["1e-2", "50", "160", "100", "200"],
+        ["1e-4", "100", "320", "", "200"],
+        ["1e-6", "", "480", "", "300"],
     ]
     assert {it.dtype for it in page.Gathered([*double, *single]).all} == {"float64"}
 

@@ -1,6 +1,7 @@
 """The benchmark's tables, and what docs/benchmark.md shows of them."""
 
 import functools
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from prose import RESULTS
 from torch import nn
 from torch.nn import functional
 
@@ -27,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 def neither_threads_nor_cores(monkeypatch):
     """Other tests want the number of threads and cores that they had."""
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    monkeypatch.setattr(gradient_step.os, "sched_setaffinity", lambda process, cores: None)
+    if hasattr(os, "sched_setaffinity"):
+        monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: None)
 
 
 class Clock:
@@ -97,8 +100,8 @@ def test_what_is_printed_is_kept(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(gradient_step.BUILDERS, "network", problem)
     ticks = iter(range(1_000_000))
     monkeypatch.setattr(time, "process_time", lambda: next(ticks))
-    monkeypatch.setattr(gradient_step, "kind_of_cpu", lambda: "amd")
-    for variable in ("XLA_FLAGS", "TORCHINDUCTOR_CACHE_DIR"):
+    monkeypatch.setattr(gradient_step, "kind_of_cpu", lambda device_name: "amd")
+    for variable in ("XLA_FLAGS", "JAX_PLATFORMS", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(variable, "")  # so that what is set is forgotten afterwards
     gradient_step.main(rounds=2, problems=("network",), output=tmp_path / "new")
     [path] = (tmp_path / "new").iterdir()
@@ -134,9 +137,7 @@ def summary_of(text: str) -> str:
 
 
 # Those of a run on several cores are not on the page.
-@pytest.mark.parametrize(
-    "path", sorted(gradient_step.RESULTS.glob("gradient_step-*[!s].md")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("gradient_step-*[!s].md")), ids=lambda path: path.stem)
 def test_the_page_has_the_summary_of_each_kind_of_cpu(path):
     page = (ROOT / "docs" / "benchmark.md").read_text()
     assert summary_of(path.read_text()) in page, f"paste the part between the markers of {path} into the page"
@@ -172,7 +173,7 @@ def test_what_was_measured_is_kept_though_the_next_problem_fails(monkeypatch, tm
     monkeypatch.setitem(gradient_step.BUILDERS, "flow", None)
     ticks = iter(range(1_000_000))
     monkeypatch.setattr(time, "process_time", lambda: next(ticks))
-    for variable in ("XLA_FLAGS", "TORCHINDUCTOR_CACHE_DIR"):
+    for variable in ("XLA_FLAGS", "JAX_PLATFORMS", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(variable, "")
     with pytest.raises(TypeError):
         gradient_step.main(rounds=2, problems=("network", "flow"), output=tmp_path)

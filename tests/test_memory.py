@@ -10,12 +10,9 @@ from benchmarks.memory import peak_growth
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
 def test_the_peak_is_in_mebibytes_and_above_what_was_there_before():
-    def fill():
-        return np.ones(64 * 2**20, np.uint8).sum()
-
     there = np.ones(32 * 2**20, np.uint8)
-    for _ in range(2):  # a second time nothing is left of the first
-        grown, answer = peak_growth(fill)
-        assert 60 < grown < 80
-        assert answer == 64 * 2**20
+    for mebibytes in (256, 128):  # of the first nothing is left
+        grown, answer = peak_growth(lambda size=mebibytes: np.ones(size * 2**20, np.uint8).sum())
+        assert mebibytes - 1 < grown < 1.015 * mebibytes
+        assert answer == mebibytes * 2**20
     assert there.all()

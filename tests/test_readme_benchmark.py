@@ -125,6 +125,10 @@ def test_the_comparison_with_diffrax_on_amd():
     says("`seminorm` takes {} s at batch 1024, {} at 128 and {} at 32".format(*autograds))
     says("where the faster of diffrax's ways takes {}, {} and {}.".format(*others))
 
+    [symplectic] = [rows for title, rows in on_amd_of_problem().items() if title.startswith("Symplectic ODE-Net")]
+    own, theirs = (symplectic[name]["seconds"] for name in ("ours, seminorm, autograd's field", checkpoints))
+    says(f"autograd's field takes {own} s with `seminorm` on the AMD below, where diffrax takes {theirs}.")
+
     [times] = benchmark(RESULTS / "gradient_step-amd-network.md")
     network, flow = times.values()
     solve, steps = "ours, discrete, compiled solve", "ours, discrete, compiled"
@@ -158,13 +162,18 @@ def test_the_comparison_with_diffrax_on_amd():
     )
 
 
+def on_amd_of_problem():
+    return benchmark(RESULTS / "gradient_step-amd.md")[0]
+
+
 def test_what_readme_says_of_the_benchmark_of_adjoints_is_what_its_page_says():
     page = (ROOT / "docs" / "which_adjoint.md").read_text(encoding="utf-8")
-    [(times, cells)] = re.findall(
-        r"the best way in PyTorch takes (\S+) times the time of the best in JAX \(median; .*?\), "
-        r"and more than 1.1 times in (\d+) of \2 cells",
+    [(times, least, cells)] = re.findall(
+        r"the best way in PyTorch takes (\S+) times the time of the best in JAX \(median; (\S+) to \S+\), "
+        r"and more than \S+ times in \d+ of (\d+) cells",
         page,
     )
+    assert float(least) > 1
     says(f"diffrax (JAX) is faster still in all {cells} comparisons there, {times} times in the median")
     [problems] = re.findall(
         r"At some rtol of 1e-4 or tighter all that were tried fail and `discrete` does not on (\d+ of \d+ problems)",

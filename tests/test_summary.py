@@ -80,6 +80,26 @@ def test_seconds_are_those_of_the_device_of_most_runs():
     assert summary["seconds_mean"].tolist() == [3, 6, 9, 9]
 
 
+def test_seconds_of_several_threads_are_not_those_of_one():
+    pairs = three_seeds()
+    for run, made in pairs:
+        if run.settings["seed"] == 2:
+            made.provenance.num_threads = 8
+            for epoch in made.epochs:
+                epoch.cpu_seconds *= 8
+    row = summarise(collected(pairs)).set_index("way").loc["default"]
+    assert (row.seconds_mean, row.timed, row.completed) == (11.0, 2, 3)
+
+
+def test_trainings_that_ended_after_other_numbers_of_epochs_are_no_pairs():
+    pairs = three_seeds()
+    for run, made in pairs:
+        if (run.settings["norm"], run.settings["seed"]) == ("seminorm", 2):
+            made.epochs.pop()
+    row = summarise(collected(pairs)).set_index("way").loc["seminorm"]
+    assert (row.completed, row["backward_nfe_saving_default_pairs"]) == (3, 2)
+
+
 def test_savings_pair_equal_seeds_on_equal_data():
     pairs = [(speech("default", 0), 100), (speech("default", 1), 1000), (speech("seminorm", 1), 500)]
     results = [(run, result(run, cost)) for run, cost in pairs]

@@ -8,6 +8,7 @@ import os  # noqa: E402
 import tempfile  # noqa: E402
 
 # Read when the libraries are first used.
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import tyro  # noqa: E402

@@ -11,8 +11,8 @@ from .results import Measurement, Results
 
 TARGETS = (1e-2, 1e-4, 1e-6)
 """The errors of the gradient at which ways are compared."""
-CLOSE = 1.1
-"""Up to how many times the least time counts as good as the best."""
+CLOSE = 1.4
+"""Up to how many times the least time counts as good as the best: about what the rounds of a measurement differ by."""
 WRONG = 0.1
 """A gradient with such an error or a larger one has failed."""
 BACKSOLVES = ("default", "per-tensor", "seminorm", "adjoint", "backsolve")
@@ -79,8 +79,7 @@ def front(curves: Mapping[str, Sequence[Point]]) -> list[tuple[str, Point]]:
         (name, point)
         for name, point in points
         if not any(
-            other is not point
-            and other.seconds <= point.seconds
+            other.seconds <= point.seconds
             and other.error <= point.error
             and (other.seconds, other.error) != (point.seconds, point.error)
             for _, other in points
@@ -199,6 +198,8 @@ def failures(all_results: Iterable[Results], discrete: str = "ours, discrete") -
 
 
 def _has_failed(results: Results, rtol: float) -> bool | None:
-    """None if nobody knows."""
+    """None if nobody knows: it was not tried, or given up."""
     measurement = results.at(rtol)
-    return None if measurement is None else bool(measurement.failure) or measurement.error >= WRONG
+    if measurement is None or (measurement.failure and is_slow(measurement)):
+        return None
+    return bool(measurement.failure) or measurement.error >= WRONG

@@ -35,7 +35,7 @@ from .fronts import (
     standings,
 )
 from .names import find_contestants, find_problems
-from .results import COMMITTED, Measurement, Results, load_all
+from .results import COMMITTED, Measurement, Results, Session, load_all
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "which_adjoint.md"
@@ -156,15 +156,21 @@ def _made_on(gathered: Gathered) -> dict[str, Any]:
     return {
         "machines": _machines(gathered.all),
         "versions": ", ".join(f"{name} {packages[name]}" for name in VERSIONS if name in packages),
-        "commits": sorted({(session.commit or "unknown")[:8] for session in sessions}),
+        "commits": sorted({_commit(session) for session in sessions}),
         "days": [days[0], days[-1]] if len(days) > 1 else days,
     }
+
+
+def _commit(session: Session) -> str:
+    """In a length that people can read, and whether files differed from it."""
+    commit, _, dirty = (session.commit or "unknown").partition("-")
+    return commit[:8] + "-dirty" * bool(dirty)
 
 
 def _commits_apart(single: Gathered, double: Gathered) -> list[str]:
     """The commits of the results in one dtype, if they were not measured with those in the other; else none."""
     of_single, of_double = (
-        {session.started: (session.commit or "unknown")[:8] for results in gathered.all for session in results.sessions}
+        {session.started: _commit(session) for results in gathered.all for session in results.sessions}
         for gathered in (single, double)
     )
     return [] if of_single.keys() <= of_double.keys() else sorted(set(of_single.values()))
@@ -332,9 +338,9 @@ def _problem(gathered: Gathered, name: str) -> dict[str, Any]:
 
 def _measured_apart(of_problem: Mapping[str, Results]) -> Iterable[str]:
     """The ways that did not take turns with most others."""
-    starts = {way: {session.started for session in results.sessions} for way, results in of_problem.items()}
-    everyones = Counter(started for of_way in starts.values() for started in of_way).most_common(1)
-    return [way for way, of_way in starts.items() if of_way - {started for started, _ in everyones}]
+    starts = {way: frozenset(session.started for session in results.sessions) for way, results in of_problem.items()}
+    [(everyones, _)] = Counter(starts.values()).most_common(1)
+    return [way for way, of_way in starts.items() if not of_way <= everyones]
 
 
 def _without_gradient(of_problem: Mapping[str, Results]) -> Iterable[str]:

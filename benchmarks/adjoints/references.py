@@ -37,11 +37,12 @@ def refer(problem: Problem) -> Reference:
     It is checked by another library and its method of the same order, with autograd through the solver; or, where the
     solution is exact, by ours.
     """
-    ours, other = _by_discrete(problem), _through_torchdiffeq
+    ours = _by_discrete(problem)
     if problem.exact is not None:
         expected, checked, ways = _exactly(problem), ours, "the exact solution; discrete, dopri8"
     else:
-        expected, checked, ways = ours, other(problem), "discrete, dopri8; torchdiffeq through its dopri8"
+        expected, checked = ours, _through_torchdiffeq(problem)
+        ways = "discrete, dopri8; torchdiffeq through its dopri8"
     gradient = expected.flat(problem)
     return Reference(gradient, distance(checked.flat(problem), gradient), ways)
 
@@ -76,9 +77,9 @@ def _through_torchdiffeq(problem: Problem) -> Gradient:
 
 
 def _exactly(problem: Problem) -> Gradient:
-    y0, times, targets = (tensor_of(value, "float64") for value in (problem.y0, problem.times, problem.targets))
+    y0, times = (tensor_of(value, "float64") for value in (problem.y0, problem.times))
     func = make_field(problem, "float64")
     y0.requires_grad_()
     y = problem.exact(times, y0, dict(func.named_parameters()))
-    by_y0, *others = torch.autograd.grad(loss(y, targets), [y0, *func.parameters()])
+    by_y0, *others = torch.autograd.grad(loss(y), [y0, *func.parameters()])
     return Gradient(by_y0, dict(zip(problem.parameters, others, strict=True)))

@@ -24,6 +24,9 @@ SMALL_TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
 PEERS = ("torchode", "diffrax", "jax")
 """Packages whose versions are kept besides those of `provenance`."""
 
+LACKING = ("NotImplementedError", "ImportError", "ModuleNotFoundError")
+"""How a failure begins that tells of what is installed, not of the way."""
+
 
 def run(
     problems: tuple[str, ...] = (names.SMALL,),
@@ -89,7 +92,7 @@ def measure_problem(
         chosen = missing(rtol)
         found = measure(problem, reference, chosen, rtol=rtol, dtype=dtype)
         for contestant, measurement in zip(chosen, found, strict=True):
-            if measurement.failure.startswith(NotImplementedError.__name__):
+            if measurement.failure.startswith(LACKING):
                 tqdm.write(f"{contestant.name} is left out: {measurement.failure.partition(': ')[2]}")
                 continue
             kept = kept_of(contestant) or Results(

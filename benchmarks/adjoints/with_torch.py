@@ -55,7 +55,7 @@ def make_field(problem: Problem, dtype: str, kind: type[TorchField] = TorchField
 
 def prepare_step(problem: Problem, solve: Solve, dtype: str, *, kind: type[TorchField] = TorchField) -> Step:
     """A gradient step by `solve`, which takes a module of the class `kind`."""
-    y0, times, targets = (tensor_of(value, dtype) for value in (problem.y0, problem.times, problem.targets))
+    y0, times = (tensor_of(value, dtype) for value in (problem.y0, problem.times))
     func = make_field(problem, dtype, kind)
     inputs = [*func.parameters()]
 
@@ -63,7 +63,7 @@ def prepare_step(problem: Problem, solve: Solve, dtype: str, *, kind: type[Torch
         start = y0.clone().requires_grad_()
         y, counts = solve(func, start, times)
         # The field need not use all parameters: a constant added to a potential changes nothing.
-        by_y0, *by_parameters = torch.autograd.grad(loss(y, targets), [start, *inputs], materialize_grads=True)
+        by_y0, *by_parameters = torch.autograd.grad(loss(y), [start, *inputs], materialize_grads=True)
         return Gradient(by_y0, dict(zip(problem.parameters, by_parameters, strict=True)), *counts())
 
     return step

@@ -13,19 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchadjoint import Field, Gradients, RungeKutta, SolveStatistics, solve
+from torchadjoint import Field, Gradients, RungeKutta, SolveStatistics
 from torchadjoint.adjoints import forward_solver, make_field
 from torchadjoint.norms import BlockNorm, consecutive_blocks
-from torchadjoint.problem import Problem as SolverProblem
+from torchadjoint.problem import Problem
 from torchadjoint.solver import Solver
 from torchadjoint.systems import ForwardSystem
 
-from ..contract import Problem, Step
-from ..with_torch import options_of, prepare_step
+from .ours import PACKAGES, Way, prepare
 
-PACKAGES = ()
-WAYS = {"interpolated": "dopri5"}
-SMALL = tuple(WAYS)
+__all__ = ["PACKAGES", "SMALL", "WAYS", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class Interpolated:
 
     name = "interpolated"
 
-    def differentiate(self, problem: SolverProblem, statistics: SolveStatistics) -> "_Interpolated":
+    def differentiate(self, problem: Problem, statistics: SolveStatistics) -> "_Interpolated":
         """What differentiates one solve.
 
         Raises:
@@ -116,7 +113,7 @@ class Interpolated:
 
 
 class _Interpolated:
-    def __init__(self, problem: SolverProblem, statistics: SolveStatistics):
+    def __init__(self, problem: Problem, statistics: SolveStatistics):
         self.problem, self.statistics = problem, statistics
         self.field = make_field(problem, time_gradient=False)
 
@@ -153,13 +150,5 @@ class _Interpolated:
         return Gradients(adjoint.view(shape), gradient, None)
 
 
-def prepare(problem: Problem, way: str, *, rtol: float, atol: float, dtype: str) -> Step:
-    """A gradient step by `torchadjoint.solve` with this adjoint and the method `way`."""
-    options = options_of(problem, adjoint=Interpolated(), method=way)
-
-    def by_solve(func, y0, t):
-        solution = solve(func, y0, t, rtol=rtol, atol=atol, **options)
-        statistics = solution.statistics
-        return solution.y, lambda: (statistics.forward.nfe, statistics.backward.nfe)
-
-    return prepare_step(problem, by_solve, dtype)
+WAYS = {"interpolated": Way(Interpolated())}
+SMALL = tuple(WAYS)

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from torchadjoint import Adjoint, Backsolve, Discrete, solve
+from torchadjoint.compiled_loops import IS_TORCH_NEW_ENOUGH, OLDEST_TORCH
 
 from ..contract import Problem, Step
 from ..with_torch import options_of, prepare_step
@@ -48,7 +51,13 @@ SMALL = (
 
 
 def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str) -> Step:
-    """A gradient step by `torchadjoint.solve`."""
+    """A gradient step by `torchadjoint.solve`.
+
+    Raises:
+        NotImplementedError: if the installed torch is too old for the way.
+    """
+    if way.compile == "solve" and not IS_TORCH_NEW_ENOUGH:
+        raise NotImplementedError(f"torch {torch.__version__} has no compiled solve: it needs {OLDEST_TORCH}")
     options = options_of(problem, adjoint=way.adjoint, method=way.method, compile=way.compile)
 
     def by_solve(func, y0, t):

@@ -1,7 +1,6 @@
 """diffrax, jitted: its ways to differentiate, by Dopri5 unless said otherwise, and the method that it recommends.
 
-One compilation serves all tolerances of a problem. diffrax tells its steps, not its evaluations, so it has no NFE. A
-`ReversibleAdjoint` takes part if the installed version has one.
+One compilation serves all tolerances of a problem. diffrax tells its steps, not its evaluations, so it has no NFE.
 """
 
 import contextlib
@@ -30,7 +29,6 @@ WAYS = {
     "diffrax, direct": Way("DirectAdjoint"),
     "diffrax, backsolve": Way("BacksolveAdjoint"),
     "diffrax, backsolve, seminorm": Way("BacksolveAdjoint", is_seminorm=True),
-    "diffrax, reversible": Way("ReversibleAdjoint"),
 }
 SMALL = (
     "diffrax, recursive checkpoints",
@@ -43,25 +41,25 @@ def prepare(problem: Problem, way: Way, *, rtol: float, atol: float, dtype: str)
     """A jitted gradient step by `diffrax.diffeqsolve`.
 
     Raises:
-        NotImplementedError: if the installed diffrax lacks the way.
+        NotImplementedError: if the installed diffrax is too old.
     """
     import diffrax
     import jax
     import jax.numpy as jnp
 
-    if not hasattr(diffrax, way.adjoint):
-        raise NotImplementedError(f"diffrax {diffrax.__version__} has no {way.adjoint}")
+    if not hasattr(diffrax, "ClipStepSizeController"):
+        raise NotImplementedError(f"diffrax {diffrax.__version__} is too old: it has no ClipStepSizeController")
     precise = _precision(dtype == "float64")
     with precise():
         parameters = {name: jnp.asarray(value, dtype) for name, value in problem.parameters.items()}
-        y0, times, targets = (jnp.asarray(value, dtype) for value in (problem.y0, problem.times, problem.targets))
+        y0, times = (jnp.asarray(value, dtype) for value in (problem.y0, problem.times))
         tolerances = jnp.asarray([rtol, atol], dtype)
     differentiate = _differentiate(problem, way, dtype)
 
     def step() -> Gradient:
         try:
             with precise():
-                gradients = differentiate((y0, parameters), times, targets, tolerances)
+                gradients = differentiate((y0, parameters), times, tolerances)
                 by_y0, by_parameters = jax.block_until_ready(gradients)
         except jax.errors.JaxRuntimeError as error:
             # The reason stands behind a traceback.
@@ -85,7 +83,7 @@ def _differentiate(problem: Problem, way: Way, dtype: str):
         constants = {name: jax.numpy.asarray(value, dtype) for name, value in problem.constants.items()}
         return problem.field(arrays, t, y, {**parameters, **constants})
 
-    def objective(differentiated, times, targets, tolerances):
+    def objective(differentiated, times, tolerances):
         y0, parameters = differentiated
 
         def controller(**norm):
@@ -110,7 +108,7 @@ def _differentiate(problem: Problem, way: Way, dtype: str):
             adjoint=getattr(diffrax, way.adjoint)(**options),
             max_steps=MAX_STEPS,
         )
-        return loss(solution.ys, targets)
+        return loss(solution.ys)
 
     return jax.jit(jax.grad(objective))
 
