@@ -1,13 +1,22 @@
 """What README and docs/ say, and the committed results that it must follow from."""
 
+import functools
 import json
 import re
 from pathlib import Path
+
+from common.results import load_all
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reference"
 PAGES = [ROOT / "README.md", *sorted(ROOT.joinpath("docs").glob("*.md"))]
 PROSE = " ".join(" ".join(page.read_text(encoding="utf-8") for page in PAGES).split())
+
+
+@functools.cache
+def committed_runs():
+    """Which nobody may change."""
+    return tuple(load_all(str(RESULTS)).values())
 
 
 def says(sentence):

@@ -4,9 +4,7 @@ import json
 import math
 import statistics
 
-from prose import RESULTS, diagnosis, says
-
-from common.results import load_all
+from prose import RESULTS, committed_runs, diagnosis, says
 
 
 def method_row(method, rtol):
@@ -31,14 +29,14 @@ def test_the_table_of_methods():
         for rtol in (1e-2, 1e-3):
             says(method_row(method, rtol))
     reference_error = max(row["reference_error"] for row in record["rows"])
-    trained = [run for run in load_all(str(RESULTS)).values() if run.config.get("method") == "bosh3"]
+    trained = [run for run in committed_runs() if run.config.get("method") == "bosh3"]
     accuracies = [100 * run.test_metrics.accuracy for run in trained]
     seconds = [sum(epoch.cpu_seconds for epoch in run.epochs) for run in trained]
     says(f"{statistics.mean(accuracies):.1f} +- {statistics.stdev(accuracies):.1f} % over {len(trained)} seeds")
     says(f"{min(seconds):.0f} to {max(seconds):.0f} CPU seconds")
     [baseline] = [
         sum(epoch.cpu_seconds for epoch in run.epochs)
-        for run in load_all(str(RESULTS)).values()
+        for run in committed_runs()
         if (run.experiment, run.config["norm"]) == ("speech_commands", "default")
         and run.provenance["device_name"] == trained[0].provenance["device_name"]
     ]

@@ -11,11 +11,11 @@ from typing import get_args
 
 import pytest
 import torch
+from prose import committed_runs
 
 import acrobot
 import flow
 import speech_commands
-from common.results import load_all
 from datasets.flow import TOY_SIZES, Toy
 from datasets.speech_commands import WORDS, _published_parts
 from reproduction import runs as runs_module
@@ -153,12 +153,12 @@ def test_the_recordings_of_the_committed_runs_are_named():
     parts = _published_parts(labels)
     lines = [line for part, indices in parts.items() for line in (part, *(names[index] for index in indices))]
     digest = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-    runs = [run for run in load_all(RESULTS).values() if run.experiment == "speech_commands"]
+    runs = [run for run in committed_runs() if run.experiment == "speech_commands"]
     assert {run.provenance["split"] for run in runs} == {digest}
 
 
 def test_the_committed_results_are_recognised_as_the_cpu_presets():
-    results = load_all(RESULTS).values()
+    results = committed_runs()
     runs = on_found_data(preset_runs("cpu"), results)
     found = [identity_of(result) for result in results]
     assert len(found) == len(set(found))
