@@ -229,3 +229,12 @@ def test_a_folder_that_is_not_there_replaces_no_page(monkeypatch, step, tmp_path
     assert command(monkeypatch, step, "--results-dir", tmp_path / "mistyped") == 2
     assert "there is no such folder" in capsys.readouterr().err
     assert [path.read_bytes() for path in (tables.CLAIMS, tables.PAGE)] == before
+
+
+def test_the_engine_gets_its_options(monkeypatch):
+    from reproduction import ray_engine
+
+    monkeypatch.setattr(ray_engine, "connect", lambda device, jobs: (device, jobs))
+    options = dict(preset="quick", device="cuda:1", jobs=3)
+    assert tables.engine_of(tables.Train(**options, engine="ray")) == ("cuda:1", 3)
+    assert tables.engine_of(tables.Train(**options)).keywords == {"devices": ["cuda:1"] * 3}

@@ -9,6 +9,7 @@ from records import rewrite, saved_run
 
 import acrobot
 import speech_commands
+from reproduction import diagnostics, equal_error, law
 from reproduction.runs import load_data
 from reproduction.trained import batches_of, trained_run, trained_seeds
 
@@ -95,3 +96,37 @@ def test_a_model_has_the_weights_of_its_run_and_measures(tmp_path):
     model = trained_seeds(str(tmp_path), "flow")[1].model()
     assert not model.training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+class Asked(Exception):
+    """What a program looks for."""
+
+
+@pytest.mark.parametrize(
+    ("module", "finds", "chosen"),
+    [
+        (diagnostics, "trained_run", dict(experiments=("speech_commands",))),
+        (equal_error, "trained_seeds", dict(experiments=("speech_commands",))),
+        (law, "subject_of", dict(step="grid", models=("speech_commands",))),
+    ],
+    ids=["diagnostics", "equal_error", "law"],
+)
+@pytest.mark.parametrize("weights_dir", [None, "weights"])
+def test_programs_take_weights_and_recordings_from_where_they_are_told(module, finds, chosen, weights_dir, monkeypatch):
+    def look(*arguments, **options):
+        raise Asked(*arguments, *options.values())
+
+    monkeypatch.setattr(module, finds, look)
+    with pytest.raises(Asked) as caught:
+        module.main(module.Options(results_dir="out", weights_dir=weights_dir, data_root="recordings", **chosen))
+    assert {"speech_commands", "recordings", weights_dir or "out"} <= {*caught.value.args}
+
+
+@pytest.mark.parametrize("step", ["grid", "predict", "check"])
+def test_the_law_takes_the_step_that_it_is_told(step, monkeypatch):
+    taken = []
+    monkeypatch.setattr(law, "subject_of", lambda *_: "subject")
+    for name, function in (("grid", "measure_grid"), ("predict", "predict"), ("check", "check")):
+        monkeypatch.setattr(law, function, lambda *_, name=name: taken.append(name))
+    law.main(law.Options(step=step, models=("neural_ode",)))
+    assert taken == [step]
