@@ -208,7 +208,7 @@ def write_claims(options: Claims) -> None:
     if not options.check:
         files.replace(output, text)
     elif not output.exists() or output.read_bytes() != text:
-        sys.exit(f"{output.name} is not what the results say: write it by `python tables.py claims`.")
+        sys.exit(f"{output.name} is not what the results say: write it by the same command without --check.")
 
 
 def print_tables(standing: Sequence[Status], results_dir: str, **options) -> None:

@@ -207,7 +207,8 @@ class DelayedSignals:
 
     def _restore(self, *numbers: int) -> None:
         for number in numbers:
-            signal.signal(number, self._handlers.pop(number))
+            if number in self._handlers:  # else a signal that came in between has restored it
+                signal.signal(number, self._handlers.pop(number))
 
     def _receive(self, number, frame) -> None:
         if self.received is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import shutil
@@ -116,6 +115,5 @@ def _read(path: Path, fits: Callable[[dict[str, Tensor]], bool]) -> dict[str, Te
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: tensor.numpy() for name, tensor in tensors.items()})
-    files.replace(path, buffer.getbuffer())
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    files.replace_by(path, lambda file: np.savez(file, **arrays))

@@ -145,13 +145,14 @@ def page(claims: Iterable[Claim], evidence: Evidence, directory: Path) -> str:
     """The page, in Markdown; its links start from `directory`, where it will lie."""
     judged = [(claim, *claim.verdict(evidence)) for claim in claims]
     counts = {verdict: sum(found == verdict for _, found, _ in judged) for verdict in Verdict.__args__}
-    return "\n".join([*_head(counts), *_table(judged), *_behind(judged, directory)]) + "\n"
+    head = INTRODUCTION.format(results_dir=os.path.relpath(evidence.results_dir, directory))
+    return "\n".join([head, *_counted(counts), *_table(judged), *_behind(judged, directory)]) + "\n"
 
 
 INTRODUCTION = f"""\
 # Claims
-Written by `python tables.py claims` from the committed results: do not edit. A verdict is computed by a rule from
-files, and changes when they change. Both are named with each claim below.
+Written by `python tables.py claims` from the results in `{{results_dir}}`: do not edit. A verdict is computed by a rule
+from files, and changes when they change. Both are named with each claim below.
 
 Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. *Not confirmed*: the
 interval leaves it open, there is one run and so no interval, or one set of weights alone does not agree. *Not testable
@@ -165,8 +166,7 @@ is there.
 """
 
 
-def _head(counts: dict[Verdict, int]) -> Iterator[str]:
-    yield INTRODUCTION
+def _counted(counts: dict[Verdict, int]) -> Iterator[str]:
     yield ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + "."
     yield ""
 

@@ -186,8 +186,8 @@ def main(options: Options) -> None:
             continue
         data = run.test_set()
         for measurement in wanted:
-            # Each its own model, as some leave theirs changed. Whatever the run did: what is measured is the norm that
-            # it is named after.
+            # A model of its own for each, as some measurements change it. Its integrals are weighed, whatever the run
+            # did, so that it is the norm that the measurement is named after.
             model = run.model()
             set_integrals(model, "none")
             values = MEASUREMENTS[measurement](run, model, data)

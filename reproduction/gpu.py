@@ -149,7 +149,7 @@ def _gradient_step(model: nn.Module, batch: tuple[Tensor, ...], loss_function: C
 def _measured(model: nn.Module, step: Callable, device: str):
     """Gradient, statistics and MiB of a step after a first one."""
     step()
-    model.zero_grad()  # the memory of the first gradient is none of what was there before
+    model.zero_grad()  # so that `before` does not count the first gradient
     if not device.startswith("cuda"):
         return (*step()[:2], 0.0)
     torch.cuda.reset_peak_memory_stats()

@@ -118,7 +118,6 @@ def count_axis(axis: Axis) -> None:
 
 def ratio_axis(axis: Axis) -> None:
     """Makes a logarithmic axis of numbers that lie close together: the ticks are the closer the shorter it is."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_data_interval()
     wanted = [(3, (1, 1.5, 2, 3, 5, 7)), (10, (1, 2, 5)), (100, (1, 3)), (np.inf, (1,))]
     _logarithmic(axis, next(subs for most, subs in wanted if high <= most * low), "{x:,g}")

@@ -120,7 +120,8 @@ def summarise(collected: pandas.DataFrame, *, all_seeds: bool = False) -> pandas
     and its pairs in `_pairs`.
 
     Where only some of a condition's runs have CPU seconds, the mean is over these: the two clocks do not mix. Nor do
-    two devices or numbers of threads: seconds are those of most runs at the same tolerances and of the same length.
+    two devices or numbers of threads: runs count whose device and threads are those of most runs at the same tolerances
+    and of the same length.
     """
     keys = [*CONDITION, "seed"] if all_seeds else CONDITION
     known = collected.assign(**{name: collected[name].astype(float) for name in MEASURED})

@@ -96,10 +96,10 @@ def _timed_step(run: Run, sample: Sample, device: str) -> tuple[float, int] | No
         prediction.square().mean().backward()
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
     except RuntimeError:
         # A training that fails likewise says why, and it alone fails.
         return None
     finally:
         torch.cuda.empty_cache()  # which workers on the same GPU would lack; it does nothing without one
-    seconds = time.perf_counter() - started
     return seconds * batch_size / num_samples, statistics.forward.nfe + statistics.backward.nfe

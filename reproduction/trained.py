@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Places(command_line.Paths):
-    """The options that every program has which measures trained weights."""
+    """The options of every program that measures trained weights."""
 
     results_dir: str = "results"
     """Folder of the results, where what is measured is saved in `diagnostics`."""
@@ -51,7 +51,7 @@ class TrainedRun:
 
     @property
     def card(self) -> Experiment:
-        """Its experiment's."""
+        """The card of its experiment."""
         return EXPERIMENTS[self.results.experiment]
 
     @functools.cached_property

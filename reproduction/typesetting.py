@@ -35,8 +35,8 @@ LEGEND = (
     "Mean +- sample standard deviation over the runs of a row, which differ in their seed. NFE of a training: all its "
     "steps together. What is saved is the mean over pairs of runs with the same seed. In parentheses: its "
     f"{100 * CONFIDENCE:.0f} % interval by Student's t, and the number n of pairs. A single pair has no interval. "
-    "Seconds (CPU) are of all cores together, seconds (wall) by the clock. Both are of the device and as many "
-    "threads as most runs of the same tolerances and epochs: of n runs, where these are not all."
+    "Seconds (CPU) are of all cores together, seconds (wall) by the clock. They are means over the runs that had the "
+    "device and the number of threads of most runs of the same tolerances and epochs: over n, where these are not all."
 )
 COMPARISON_NOTE = (
     "NFE grow with batches and epochs, so of reduced runs only what is saved compares. The paper's NFE of a training "

@@ -53,6 +53,7 @@ def time_limit():
         yield
     finally:
         for (timer, number, _), handler, seconds in zip(timers, previous, left, strict=True):
+            signal.setitimer(timer, 0)
             signal.signal(number, handler)
             signal.setitimer(timer, seconds)
 

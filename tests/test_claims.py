@@ -172,10 +172,9 @@ def test_runs_of_other_seeds_data_or_epochs_are_no_pairs(copied):
 
 def test_what_was_not_measured_is_called_that(tmp_path):
     evidence = Evidence.of(str(tmp_path))
-    reasons = {claim.command: claim.verdict(evidence)[1] for claim in claims()}
-    of_measurements = {command: reason for command, reason in reasons.items() if "-m reproduction." in command}
-    assert len(of_measurements) > 10
-    assert set(of_measurements.values()) == {"not measured"}
+    reasons = [claim.verdict(evidence)[1] for claim in claims() if "-m reproduction." in claim.command]
+    assert len(reasons) > 50
+    assert set(reasons) == {"not measured"}
 
 
 def test_of_several_numbers_of_epochs_the_most_count(copied):

@@ -236,6 +236,21 @@ def test_fixed_steps_beside_a_jump_end_there_alone():
             assert solution.statistics.forward.num_accepted == num_steps
 
 
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_jump_beside_the_first_or_the_last_time_takes_no_step_away(adjoint):
+    at_jump, eighth = 0.1 * 3, 0.1 * 7
+    assert (at_jump > 0.3, eighth > 0.7) == (True, True), "beside, as they round"
+    for ends in ((0.0, eighth), (eighth, 0.0), (at_jump, 1.0), (1.0, at_jump), (0.0, at_jump, eighth, 1.0)):
+        func, t = Network(), torch.tensor(ends, dtype=F64)
+        options = dict(method="rk4", step_size=0.1, jump_t=[0.3, 0.7], adjoint=adjoint)
+        solution = solve(func, random(3), t, **options)
+        solution.y.sum().backward()
+        steps = round(abs(ends[-1] - ends[0]) / 0.1)
+        assert steps <= solution.statistics.forward.num_accepted <= steps + 2
+        exact = solve(func, random(3), t, rtol=1e-9, atol=1e-9).y
+        torch.testing.assert_close(solution.y, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_a_failure_backwards_says_so():
     y = solve(Network(), random(4, 3), T).y
     y.register_hook(lambda gradient: gradient * torch.nan)

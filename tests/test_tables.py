@@ -232,9 +232,20 @@ def test_a_folder_that_is_not_there_replaces_no_page(monkeypatch, step, tmp_path
 
 
 def test_the_engine_gets_its_options(monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed")
     from reproduction import ray_engine
 
     monkeypatch.setattr(ray_engine, "connect", lambda device, jobs: (device, jobs))
     options = dict(preset="quick", device="cuda:1", jobs=3)
     assert tables.engine_of(tables.Train(**options, engine="ray")) == ("cuda:1", 3)
     assert tables.engine_of(tables.Train(**options)).keywords == {"devices": ["cuda:1"] * 3}
+
+
+def test_claims_of_ones_own_results_have_a_page_of_their_own(monkeypatch, results_dir):
+    committed, own = tables.CLAIMS.read_bytes(), results_dir / "mine.md"
+    arguments = ["claims", "--results-dir", results_dir, "--output", own]
+    assert "write it by the same command without --check" in command(monkeypatch, *arguments, "--check")
+    assert not command(monkeypatch, *arguments)
+    assert not command(monkeypatch, *arguments, "--check")
+    assert "from the results in `.`" in own.read_text()
+    assert tables.CLAIMS.read_bytes() == committed

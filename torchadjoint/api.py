@@ -109,8 +109,8 @@ def odeint(
     Arguments are those of `solve`, with torchdiffeq's `options` in a dict. A `func` that is no nn.Module may read
     tensors that require a gradient, as with torchdiffeq: they are found in the graph of one evaluation, which costs it
     once more, and those of the backward pass check that there are no others. So may an nn.Module that has some as
-    buffers or attributes, also in lists, tuples, dicts and functions, besides its parameters; of any other module that
-    has no `fused_field` those of the last step check that it reads no others. What a tensor is
+    buffers or attributes, also in lists, tuples, dicts and functions, besides its parameters; any other module
+    without `fused_field` is checked by the graphs of the first evaluation and of the last step. What a tensor is
     computed from that `func` holds so (or closes over, or has as a default) is differentiated once, behind the solve,
     unless `func` reads that too.
 

@@ -310,14 +310,16 @@ class Solver:
             number = abs(t_end - t0) / size - 1e-6
             if number > self.stepping.max_num_steps:
                 raise self._too_many()
-            number = max(1, math.ceil(number))
-            times = [*(t0 + self.direction * size * i for i in range(number)), t_end]
-            # Neither need one lie beside a jump, at which a step ends too.
-            near = [jump for jump in self.jumps if min(t0, t_end) < jump < max(t0, t_end)]
-            times = [time for time in times if not any(0 < abs(time - jump) < 1e-6 * size for jump in near)]
+            inner = (t0 + self.direction * size * i for i in range(1, math.ceil(number)))
+            # No step need end just beside a jump: one ends at the jump.
+            times = [t0, *(time for time in inner if not self._is_beside_a_jump(time, 1e-6 * size)), t_end]
         elif self.make_grid is not None:
             times = self.make_grid(self.start, times)
         return times[1:]
+
+    def _is_beside_a_jump(self, t: float, distance: float) -> bool:
+        place = bisect.bisect_left(self.jumps, t)
+        return any(0 < abs(t - jump) < distance for jump in self.jumps[max(0, place - 1) : place + 1])
 
     def _enter_piece(self) -> None:
         """Find where the next step must stop, and tell the system between which times the coming evaluations lie."""

@@ -240,8 +240,6 @@ class _Discrete:
         end_gradient = torch.zeros_like(solution_gradient[0])
         for first in reversed(range(0, len(record), interval)):
             steps = record[first : first + interval]
-            # The steps before it take the slots.
-            steps[-1].is_linearised &= len(steps) == 1
             starts = [steps[0].start]
             for step in steps[:-1]:
                 self.field.enter(step.t0, step.piece_end)
