@@ -36,7 +36,7 @@ from benchmarks.problems import (
     neural_ode,
     symplectic_ode_net,
 )
-from common import command_line, provenance
+from common import command_line, files, provenance
 from torchadjoint import arguments
 
 SUMMARY = {
@@ -223,7 +223,7 @@ def main(
             if output is not None:
                 path = output / f"gradient_step-{kind_of_cpu(machine['device_name'])}{on_cores}.md"
                 output.mkdir(parents=True, exist_ok=True)
-                path.write_text("\n\n".join([head, summary, *parts]) + "\n")
+                files.replace(path, ("\n\n".join([head, summary, *parts]) + "\n").encode())
     print(f"\n{summary}")
     if output is not None:
         print(f"\nKept in {path}")

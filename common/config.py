@@ -70,12 +70,12 @@ class TrainingConfig:
     method: typing.Literal[tuple(METHODS)] = "dopri5"
     """The Runge-Kutta method of the forward and the backward solve."""
     solver: typing.Literal["torchadjoint", "torchdiffeq"] = "torchadjoint"
-    """Our library, or stock torchdiffeq to compare with."""
+    """Our library, or stock torchdiffeq, with the norm of ours of that name, to compare with."""
     warm_start: bool = False
     """Let the backward solve start with the forward solve's step, and carry its own across output times."""
     published_metrics: bool = False
-    """Measure as the published code does, by extra passes that go forward and backward. They then say when the learning
-    rate falls, which state is the best and when to stop."""
+    """Measure as the published code does, by extra passes that go forward and backward, after the first epoch and then
+    each interval. They then say when the learning rate falls, which state is the best and when to stop."""
     save: bool = field(default=True, metadata={"condition": False})
     """Write a results file."""
     results_dir: str | os.PathLike = field(default="results", metadata={"condition": False})

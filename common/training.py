@@ -183,7 +183,9 @@ class _Trainer:
                 self.model.load_state_dict(state.best_state)
 
     def _is_measured(self, epoch: int) -> bool:
-        return epoch % self.config.metric_interval == 0 or epoch == self.config.max_epochs
+        # The published code counts from 0 on, so it measures the first epoch.
+        number = epoch - self.config.published_metrics
+        return number % self.config.metric_interval == 0 or epoch == self.config.max_epochs
 
     def _learn_epoch(self) -> None:
         """What is left of an epoch, and its measurement. A checkpoint never lies within or behind the measurement."""
@@ -247,9 +249,13 @@ class _Trainer:
                 is_last = done.num_batches == len(batches)
                 is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
                 if is_last or is_due or self.signals.received:
-                    done.timespan, done.cpu_seconds = self._clock() - started, time.process_time() - cpu_started
+                    paused, cpu_paused = self._clock(), time.process_time()
+                    done.timespan, done.cpu_seconds = paused - started, cpu_paused - cpu_started
                     self.checkpoint.write(self.state.state_dict())
                     self.saved_at = time.perf_counter()
+                    # To write takes no time of the training.
+                    started += self.saved_at - paused
+                    cpu_started += time.process_time() - cpu_paused
             self.signals.check(f"interrupted in {where}; {self._how_to_go_on()}")
         done.timespan, done.cpu_seconds = self._clock() - started, time.process_time() - cpu_started
         return done.metrics()

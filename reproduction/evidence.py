@@ -27,7 +27,7 @@ NAMED = ("rtol", "atol", "norm", "method", "warm_start", "integrals")
 """Settings that a comparison names."""
 PAIRED = (*NAMED, "seed", "max_epochs")
 """Those, and others in which runs of one kind may differ."""
-INCIDENTAL = (*FREE_TO_DIFFER, "data_root", "metric_interval")
+INCIDENTAL = (*FREE_TO_DIFFER, "data_root")
 """Those that change nothing of what is compared; what the data were, the digest of their split tells."""
 
 

@@ -35,7 +35,7 @@ from .style import (
 
 logger = logging.getLogger(__name__)
 
-MAY_DIFFER = {*PAIRED, *INCIDENTAL} - {"method"}
+MAY_DIFFER = {*PAIRED, *INCIDENTAL, "metric_interval"} - {"method"}
 """Settings in which runs of one figure may differ; what data there were is told by the digest of the split."""
 TOLERANCES = ["rtol", "atol"]
 

@@ -190,7 +190,7 @@ def _flows() -> list[Block]:
 
 
 def paper(data_root: str | None) -> list[Block]:
-    """Everything as published."""
+    """Everything as published, as far as that is known (flows as in FFJORD), and some ways beyond the paper."""
     norms = _norms("default", "per-tensor", "seminorm", "discrete")
     speech = [
         Block("speech_commands", norms, dict(rtol=rtol, atol=atol, data_root=data_root), 5) for rtol, atol in TOLERANCES

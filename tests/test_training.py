@@ -167,9 +167,11 @@ def test_published_metrics_are_extra_passes_that_leave_training_alone(tmp_path):
     published = run(make_config(tmp_path / "published", published_metrics=True))
     for name in ("loss", "accuracy", "backward_nfe"):
         assert [epoch[name] for epoch in plain.epochs] == [epoch[name] for epoch in published.epochs]
+    assert [entry.epoch for entry in plain.history] == [2, 4, 5]
+    assert [entry.epoch for entry in published.history] == [1, 3, 5]
     entry = published.history[0]
     assert counts(entry.val_metrics) == expected_counts(backward=True)
-    assert entry.train_metrics.loss != published.epochs[1].loss
+    assert entry.train_metrics.loss != published.epochs[0].loss
     assert all(parameter.grad is None for parameter in published.model.parameters())
 
 
@@ -315,7 +317,7 @@ def test_the_time_left_counts_all_passes(tmp_path, slow, capsys, published):
     run(make_config(tmp_path, published_metrics=published), model=slow())
     of_a_measurement = NUM_BATCHES * (2 if published else 1)
     total = 5 * NUM_BATCHES + 3 * of_a_measurement + 9
-    measured_before = [0, 0, 1, 1, 2]
+    measured_before = [0, 1, 1, 2, 2] if published else [0, 0, 1, 1, 2]
     expected = [
         total - NUM_BATCHES * epoch - of_a_measurement * done for epoch, done in enumerate(measured_before, start=1)
     ]
@@ -488,6 +490,21 @@ def test_patience_is_that_of_the_settings(tmp_path):
     assert [len(set(of_run)) > 1 for of_run in rates] == [True, True]
     falls = [next(number for number, rate in enumerate(of_run) if rate < of_run[0]) for of_run in rates]
     assert falls[1] == falls[0] + 2
+
+
+def test_to_write_a_checkpoint_takes_no_time_of_the_training(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(training.time, "process_time", lambda: clock.now)
+    monkeypatch.setattr(training.Checkpoint, "write", lambda *_: setattr(clock, "now", clock.now + 100))
+
+    class Ticking(Line):
+        def forward(self, x):
+            clock.now += 1
+            return super().forward(x)
+
+    results = run(make_config(tmp_path, save=True), model=Ticking())
+    assert [(epoch.seconds, epoch.cpu_seconds) for epoch in results.epochs] == [(NUM_BATCHES, NUM_BATCHES)] * 5
 
 
 @pytest.mark.gpu
