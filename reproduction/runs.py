@@ -165,6 +165,7 @@ def cpu(data_root: str | None) -> list[Block]:
         Block("speech_commands", _norms("default"), tighter, 3),
         Block("speech_commands", _norms("per-tensor"), tighter, 1),
         Block("speech_commands", _norms("seminorm", "discrete"), tighter, 3),
+        Block("speech_commands", _norms("default"), tightest, 1),
         Block("speech_commands", _norms("seminorm", "discrete"), tightest, 3),
         Block("speech_commands", norms, {**tightest, "max_epochs": 8}, 1),
         Block("acrobot", _norms("default", "seminorm", "as-published"), acrobot, 3),

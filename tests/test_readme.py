@@ -14,7 +14,7 @@ from reproduction.evidence import Evidence, Way, backward_nfe, seconds
 from reproduction.runs import way_of
 
 TOLERANCES = (1e-3, 1e-4, 1e-5)
-EPOCHS = {1e-3: 24, 1e-4: 24, 1e-5: 8}
+EPOCHS = dict.fromkeys(TOLERANCES, 24)
 """Of the runs of Speech Commands that are compared."""
 
 
@@ -37,7 +37,7 @@ def epoch_savings(runs, rtol):
     """By seed, what the seminorm saves of the backward NFE of `default` in each epoch, and in all."""
     shared = dict(experiment="speech_commands", rtol=rtol, max_epochs=EPOCHS[rtol])
     default, seminorm = (of_each_epoch(runs, "backward_nfe", norm=norm, **shared) for norm in ("default", "seminorm"))
-    assert default.keys() == seminorm.keys() != set()
+    assert default.keys() <= seminorm.keys()
     return {
         seed: [1 - mine / theirs for mine, theirs in zip([*seminorm[seed], sum(seminorm[seed])], [*nfe, sum(nfe)])]  # noqa: B905
         for seed, nfe in default.items()
@@ -67,11 +67,11 @@ def test_the_runs_are_as_described(runs):
     }
     says(f"{sum(speech):,} real recordings ({speech[0]:,} for training)")
     epochs = {(run.experiment, run.config["rtol"], len(run.epochs)) for run in runs if run.experiment != "flow"}
-    others = {("speech_commands", 1e-5, 24), ("acrobot", 1e-4, 3), ("acrobot", 1e-4, 50)}
+    others = {("speech_commands", 1e-5, 8), ("acrobot", 1e-4, 3), ("acrobot", 1e-4, 50)}
     assert epochs == {("speech_commands", *pair) for pair in EPOCHS.items()} | others
     [batch_size] = {run.config["batch_size"] for run in runs if run.experiment == "speech_commands"}
     says(f"batch {batch_size} in place of 1024, {EPOCHS[1e-3]} epochs in place of 200 (at the tightest pair")
-    says(f"of tolerances `default` and `per-tensor` have {EPOCHS[1e-5]})")
+    says("of tolerances `default` has one seed so far, and `per-tensor` 8 epochs)")
     says("3 epochs in place of 50, and one seed of each way over all 50")
     assert {(run.provenance["num_threads"], run.provenance["device_name"].split()[0]) for run in runs} == {
         (1, "Intel(R)"),
@@ -175,10 +175,9 @@ def test_savings(runs):
     batch_size = diagnosis("gradient_errors", "speech_commands")["batch_size"]
     where = f"in the measurement below (trained, batch {batch_size};"
     says(f"The saving is {span(in_training)} in the table, {span(measured)} {where}")
-    by_then = [after_eight_epochs(runs, rtol) for rtol in TOLERANCES[:2]]
-    says("at 1e-3 the three seeds save {:.0f} % in the mean by then, at 1e-4 {:.0f} %.".format(*by_then))
-    says("one seed; at 1e-3 it is {:.0f} %, at 1e-4 {:.0f} % by then)".format(*by_then))
-    says(f"and {100 * in_training[2]:.0f} % at 1e-5 (8 epochs,")
+    assert [*epoch_savings(runs, 1e-5)] == [0]
+    says(f"and {100 * in_training[2]:.0f} % at 1e-5 (one seed so far).")
+    says("At the tightest pair the saving is of one seed.")
     evidence = Evidence.of(str(RESULTS))
     saved = [
         evidence.compared(
@@ -195,8 +194,7 @@ def test_savings(runs):
     for pair in ((1e-3, 1e-6), (1e-5, 1e-8)):
         ways = (Way("speech_commands", *pair, norm) for norm in ("seminorm", "default"))
         other = evidence.compared(*ways, seconds, is_share=True)
-        assert other.num < 3
-        assert not other.low > 0
+        assert other is None or (other.num < 3 and not other.low > 0)
     says("at the other two too few pairs are of one CPU to tell")
     numbers = [f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})" for found in saved]
     says(f"saves {numbers[0]} of the backward NFE in training at 1e-3, {numbers[1]} at 1e-4 (24 epochs, n = 3)")
@@ -212,16 +210,8 @@ def test_discrete_beside_the_seminorm_at_the_tightest_pair():
         statistics.mean(quantity(mine) / quantity(theirs) for mine, theirs in pairs)
         for quantity in (backward_nfe, seconds)
     )
-    says(f"Over 24 epochs `discrete` takes {of_nfe:.2f} times the backward NFE of `seminorm` there")
+    says(f"There `discrete` takes {of_nfe:.2f} times the backward NFE of `seminorm`,")
     says(f"and {of_seconds:.2f} times its CPU seconds (means of {len(pairs)} pairs)")
-
-
-def after_eight_epochs(runs, rtol):
-    """What is saved by then, in per cent: the mean over the seeds."""
-    shared = dict(experiment="speech_commands", rtol=rtol, max_epochs=24)
-    mine, theirs = (of_each_epoch(runs, "backward_nfe", norm=norm, **shared) for norm in ("seminorm", "default"))
-    assert mine.keys() == theirs.keys()
-    return 100 * statistics.mean(1 - sum(mine[seed][:8]) / sum(theirs[seed][:8]) for seed in mine)
 
 
 def test_the_table_of_errors():
