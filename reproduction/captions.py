@@ -60,7 +60,7 @@ CAPTIONS = {
         "Line charts of the relative error of the gradient against NFE, and of the backward NFE against the relative "
         "tolerance, a line for each way to differentiate, a column for each experiment.",
         "Above, further left is cheaper and further down more exact. Points are tolerances: medians over batches, with "
-        "bars from the least to the most.",
+        "bars from the least to the most. Tolerances less than two decades from the reference's have no error.",
     ),
     "step-errors": Caption(
         "What drives the steps",
@@ -84,8 +84,9 @@ CAPTIONS = {
         "costs over default at the same error; a row for each experiment.",
         "To the left, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. To "
         "the right, a way saves evaluations where it lies left of the line, at three tolerances from loose to tight; "
-        "bars are 95 % intervals over the batches. An arrow to the left: the way is more exact than default at any "
-        "tolerance, so it costs this much at most; to the right: it is less exact, so at least.",
+        "bars are 95 % intervals, as wide as the wider one of two, over the batches and over the weights. An arrow to "
+        "the left: by some of the weights the way is more exact than default at any tolerance, so that end is open; to "
+        "the right: it is less exact.",
     ),
     "flow-densities": Caption(
         "Flows: data, density and samples",
@@ -101,8 +102,10 @@ CAPTIONS = {
         "Flows: does it pay to leave the log-determinant out of the norms?",
         "Line charts of the errors of log-likelihood and gradient against NFE, a line for each way to treat the "
         "log-determinant.",
-        "Points are tolerances, medians over batches. Further left is cheaper and further down more exact: a way pays "
-        "where its line lies below the others, as a looser tolerance moves along a line.",
+        "Points are tolerances, medians over three batches with one set of weights; bars go from the least to the "
+        "most. Further left is cheaper and further down more exact: a way would pay where its line lies below the "
+        "others, as a looser tolerance moves along a line. Over more batches and weights no such gain is shown: see "
+        "the figure of equal errors.",
     ),
     "acrobot-control-frames": Caption(
         "Acrobot's learnt control, in frames",

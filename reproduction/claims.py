@@ -25,12 +25,11 @@ NARROW = 0.05
 class Above:
     """Confirmed if the whole interval lies above the bound, refuted if all of it lies below; else neither."""
 
-    bound: float = 0.0
+    bound: float
 
     def judge(self, finding: Finding) -> Verdict:
         """What the finding says."""
-        low, high = finding.reach
-        return "confirmed" if low > self.bound else "refuted" if high < self.bound else "not confirmed"
+        return "confirmed" if finding.low > self.bound else "refuted" if finding.high < self.bound else "not confirmed"
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Below:
 
     def judge(self, finding: Finding) -> Verdict:
         """What the finding says."""
-        low, high = finding.reach
-        return "confirmed" if high < self.bound else "refuted" if low > self.bound else "not confirmed"
+        return "confirmed" if finding.high < self.bound else "refuted" if finding.low > self.bound else "not confirmed"
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,17 @@ INTRODUCTION = f"""\
 Written by `python tables.py claims` from the results in `{{results_dir}}`: do not edit. A verdict is computed by a rule
 from files, and changes when they change. Both are named with each claim below.
 
-Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. *Not confirmed*: the
-interval leaves it open, there is one run and so no interval, or one set of weights alone does not agree. *Not testable
+Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what they are over. Where gradients are
+measured with several sets of weights, an interval reaches as far as the wider one of two, over batches and over
+weights. *Not confirmed*: the interval leaves it open, or there is one pair of runs and so no interval. *Not testable
 here*: runs or measurements are missing, and as soon as they are there the claim is judged. The runs are smaller than
-the paper's; how large they are stands with each claim. *At most* and *at least*: the number is a bound. Of many
-intervals of {100 * CONFIDENCE:.0f} % some miss by chance: a single verdict is no proof. Where gradients are measured,
-the interval is over batches, for the weights that were there.
+the paper's; how large they are stands with each claim. *At most* and *at least*: the number is a bound. An interval
+without one of its ends is open there, as the number is a bound by some of the weights.
+
+Some numbers have no interval, such as those of one batch or of a fit. Their rules look at the number itself, so the
+verdict is of what was measured and says nothing beyond. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by
+chance: a single verdict is no proof. The rules were written, and some changed, with the data known; of the numbers
+only the predictions were made before their measurement.
 
 The commands write into `results/`. `python tables.py claims --results-dir results --output results/mine.md` judges what
 is there.
@@ -185,9 +188,9 @@ def _cells(claim: Claim, finding: Finding) -> list[str]:
     if math.isnan(finding.low) or math.isnan(finding.high):
         return [number, "-", str(finding.num)]
     if math.isinf(finding.low):
-        return [f"at most {number}", f"to {ends[1]}", str(finding.num)]
+        return [f"at most {number}" if finding.is_bound else number, f"to {ends[1]}", str(finding.num)]
     if math.isinf(finding.high):
-        return [f"at least {number}", f"from {ends[0]}", str(finding.num)]
+        return [f"at least {number}" if finding.is_bound else number, f"from {ends[0]}", str(finding.num)]
     return [number, " to ".join(ends), str(finding.num)]
 
 
@@ -203,7 +206,7 @@ def _behind(judged: list[tuple[Claim, Verdict, Finding | str]], directory: Path)
             yield f"- n = {finding.num} {finding.unit}{note}."
             if finding.of_weights:
                 alone = ", ".join(_alone(claim, *ends) for ends in finding.of_weights)
-                yield f"- By each set of weights alone: {alone}. The interval does not hold how weights differ."
+                yield f"- By each set of weights alone: {alone}."
             yield f"- Files: {', '.join(_link(path, directory) for path in sorted(finding.files))}"
         yield f"- Again: `{claim.command}`"
         yield ""

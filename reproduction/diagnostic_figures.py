@@ -31,6 +31,8 @@ from .style import (
     tolerance_label,
 )
 
+LEAST_OVER_REFERENCE = 99.0
+"""By how much a tolerance must exceed the reference's: two decades, but for rounding."""
 TIME_STEP = 0.05
 """Seconds from one row of the motion to the next."""
 FRAMES = range(0, 181, 20)
@@ -91,6 +93,7 @@ def gradient_errors(records: Records) -> Figure:
     """Error of the gradient against its cost, and backward NFE against the tolerance; a column for each experiment.
 
     A line is a norm, its points are the tolerances: medians over the batches, with bars from the least to the most.
+    Errors are drawn at tolerances at least two decades from the reference's.
     """
     figure, axes = _columns(records, height=5.2, num_rows=2)
     for (error_axes, nfe_axes), (experiment, record) in zip(axes.T, records.items(), strict=True):
@@ -104,7 +107,9 @@ def gradient_errors(records: Records) -> Figure:
             below, above = middle - by_tolerance.min(), by_tolerance.max() - middle
             style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker, linewidth=look.linewidth)
             bars = dict(label=norm, elinewidth=0.7, **style)
-            error_axes.errorbar(middle["nfe"], middle["error"], yerr=[below["error"], above["error"]], **bars)
+            known = middle.index >= LEAST_OVER_REFERENCE * record["reference"][0]
+            ends = [below["error"][known], above["error"][known]]
+            error_axes.errorbar(middle["nfe"][known], middle["error"][known], yerr=ends, **bars)
             nfe_axes.plot(middle.index, middle["backward_nfe"], **style)
         error_axes.set(title=EXPERIMENTS[experiment].short_title, yscale="log", xlabel="NFE, forward and backward")
         count_axis(error_axes.xaxis)
@@ -176,8 +181,8 @@ def _draw_shares(ax: Axes, shares: list[Mapping[str, float]]) -> None:
 def integrals(records: Records) -> Figure:
     """Errors of likelihood and gradient against NFE, for each way to solve for a flow's log-determinant.
 
-    A line is a way, its points are the tolerances: medians over the batches. To pay, a way must lie below the others,
-    as a looser tolerance only goes up a line to the left.
+    A line is a way, its points are the tolerances: medians over the batches, with bars from the least to the most. To
+    pay, a way must lie below the others, as a looser tolerance only goes up a line to the left.
     """
     table = pandas.DataFrame(records["flow"]["rows"])
     table["nfe"] = table["forward_nfe"] + table["backward_nfe"]
@@ -185,10 +190,13 @@ def integrals(records: Records) -> Figure:
     likelihood, gradient = figure.subplots(1, 2)
     for way, rows in table.groupby("integrals", sort=False):
         look = LOOKS["seminorm" if way == "none" else f"seminorm, integrals {way}"]
-        middle = rows.groupby("rtol")[["forward_nfe", "nfe", "error", "likelihood_error"]].median()
-        style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker)
-        likelihood.plot(middle["forward_nfe"], middle["likelihood_error"], label=f"integrals: {way}", **style)
-        gradient.plot(middle["nfe"], middle["error"], **style)
+        by_tolerance = rows.groupby("rtol")[["forward_nfe", "nfe", "error", "likelihood_error"]]
+        middle = by_tolerance.median()
+        below, above = middle - by_tolerance.min(), by_tolerance.max() - middle
+        style = dict(color=look.color, linestyle=look.linestyle, marker=look.marker, elinewidth=0.7)
+        for ax, nfe, error in ((likelihood, "forward_nfe", "likelihood_error"), (gradient, "nfe", "error")):
+            bars = dict(yerr=[below[error], above[error]], label=f"integrals: {way}", **style)
+            ax.errorbar(middle[nfe], middle[error], **bars)
     likelihood.set(xlabel="NFE, forward", ylabel="error of the log-likelihood (nats)", yscale="log")
     gradient.set(xlabel="NFE, forward and backward", ylabel="relative error of the gradient", yscale="log")
     for ax in (likelihood, gradient):

@@ -35,7 +35,7 @@ INCIDENTAL = (*FREE_TO_DIFFER, "data_root")
 class Finding:
     """A number, the ends of its 95 % interval, of how many things, and the files behind.
 
-    The ends are NaN where there is no interval. One is infinite if the number is a bound.
+    The ends are NaN where there is no interval. One is infinite if the number is a bound, by some weights or by all.
     """
 
     value: float
@@ -46,15 +46,10 @@ class Finding:
     """What `num` counts: pairs of runs, batches."""
     files: tuple[Path, ...]
     note: str = ""
+    is_bound: bool = False
+    """Whether the number is one by all weights together."""
     of_weights: tuple[tuple[float, float], ...] = ()
-    """The number by each set of weights alone, where the interval is over batches: twice, or a bound and infinity."""
-
-    @property
-    def reach(self) -> tuple[float, float]:
-        """What a verdict looks at: the interval, widened to hold the number by each set of weights."""
-        return min((self.low, *(low for low, _ in self.of_weights))), max(
-            (self.high, *(high for _, high in self.of_weights))
-        )
+    """The number by each set of weights alone, where gradients are measured: twice, or a bound and infinity."""
 
 
 def interval(values: Sequence[float], unit: str, files: Iterable[Path], note: str = "") -> Finding | None:
@@ -96,15 +91,16 @@ class Evidence:
         completed = {path: run for path, run in load_all(results_dir).items() if run.status == "completed"}
         return cls(results_dir, completed)
 
-    def pairs(self, way: Way, baseline: Way) -> list[tuple[Path, Path]]:
+    def pairs(self, way: Way, baseline: Way, num_epochs: int | None = None) -> list[tuple[Path, Path]]:
         """Runs of both with the same seed, data, epochs and other settings.
 
-        Of several numbers of epochs that with the most pairs counts, among equals the largest.
+        Of several numbers of epochs that which is asked for counts, else that with the most pairs, among equals the
+        largest.
         """
         mine, theirs = self._keyed(way), self._keyed(baseline)
         shared = [key for key in mine if key in theirs]
         counts = Counter(epochs for epochs, *_ in shared)
-        chosen = max(counts, key=lambda epochs: (counts[epochs], epochs), default=0)
+        chosen = num_epochs or max(counts, key=lambda epochs: (counts[epochs], epochs), default=0)
         return [(mine[key], theirs[key]) for key in shared if key[0] == chosen]
 
     def _keyed(self, way: Way) -> dict[tuple, Path]:
@@ -123,13 +119,19 @@ class Evidence:
         return found
 
     def compared(
-        self, way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool
+        self,
+        way: Way,
+        baseline: Way,
+        quantity: Callable[[Results], float],
+        *,
+        is_share: bool,
+        num_epochs: int | None = None,
     ) -> Finding | None:
         """The share of the baseline's quantity that the way saves, or the way's minus the baseline's, over pairs.
 
         Seconds are compared on equal devices, on as many threads and by the same clock only.
         """
-        pairs = self.pairs(way, baseline)
+        pairs = self.pairs(way, baseline, num_epochs)
         if quantity is seconds:
             pairs = [pair for pair in pairs if len({self._clock(run) for run in pair}) == 1]
         values = []
@@ -153,16 +155,12 @@ class Evidence:
         record = read_record(path)
         return None if record is None else (path, record)
 
-    def fair(self, experiment: str, cost: Cost, seed: int | None = None) -> Mapping[tuple[str, float], Fair]:
-        """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured.
-
-        Of the weights of one seed, or of all.
-        """
-        key = (experiment, cost, seed)
+    def fair(self, experiment: str, cost: Cost) -> Mapping[tuple[str, float], Fair]:
+        """What each way at each tolerance costs and how it errs, over what `default` does; empty if not measured."""
+        key = (experiment, cost)
         if key not in self.compared_before:
             _, record = self.measurement("equal_error", experiment) or (None, {"rows": []})
-            rows = [row for row in record["rows"] if seed in (None, row["seed"])]
-            self.compared_before[key] = {(fair.way, fair.rtol): fair for fair in compare(rows, cost)}
+            self.compared_before[key] = {(fair.way, fair.rtol): fair for fair in compare(record["rows"], cost)}
         return self.compared_before[key]
 
 
@@ -184,9 +182,16 @@ Find = Callable[[Evidence], Finding | str]
 """Looks for the number of a claim: a finding, or in a few words why there is none."""
 
 
-def comparison(way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool) -> Find:
+def comparison(
+    way: Way, baseline: Way, quantity: Callable[[Results], float], *, is_share: bool, num_epochs: int | None = None
+) -> Find:
     """`Evidence.compared` of these."""
-    return lambda evidence: evidence.compared(way, baseline, quantity, is_share=is_share) or "runs missing"
+
+    def find(evidence: Evidence) -> Finding | str:
+        found = evidence.compared(way, baseline, quantity, is_share=is_share, num_epochs=num_epochs)
+        return found or "runs missing"
+
+    return find
 
 
 def measured(name: str, subject: str, read: Callable[[Path, dict[str, Any]], Finding | str]) -> Find:

@@ -3,13 +3,14 @@
 The curve of `default` with dopri5 over the tolerances says what that costs at any error. A way's cost at one of its
 tolerances, over the cost of `default` at the error that the way has there, is a ratio that no choice of tolerances can
 flatter. Costs and errors are geometric means over the batches before they are compared: the gradient of a single batch
-may err less at a looser tolerance by chance, and a curve of such points would be too cheap.
+may err less at a looser tolerance by chance, and a curve of such points would be too cheap. Of several sets of weights
+an interval holds how batches differ, and how weights do.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy
@@ -31,18 +32,38 @@ COMPARED_AT = {
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of geometric means over batches, with its interval by Student's t on the logarithms."""
+    """A ratio of geometric means over batches and weights, with its interval by Student's t on the logarithms."""
 
     middle: float
     low: float
     high: float
-    """The ends are NaN of a single batch. One is infinite if the middle is a bound."""
+    """The ends are NaN of a single batch. One is infinite if the middle is a bound, by some weights or by all."""
     num_batches: int
+    is_bound: bool = False
+    """Whether it is one by all weights together."""
+    of_weights: tuple["Ratio", ...] = ()
+    """By each set of weights alone, if there are several."""
 
     @property
     def known(self) -> tuple[float, float]:
         """The middle as both ends, one of which is infinite where it is a bound."""
         return (self.low if math.isinf(self.low) else self.middle, self.high if math.isinf(self.high) else self.middle)
+
+    def widened(self, alone: Sequence["Ratio"]) -> "Ratio":
+        """This ratio, whose interval is over the batches, with one that is as wide as that over the weights, too.
+
+        For the latter a bound among the ratios by each set of weights `alone` counts as its number, and leaves its end
+        open.
+        """
+        logarithms = numpy.log([ratio.middle for ratio in alone])
+        half = half_width(logarithms)
+        low, high = (float(numpy.exp(logarithms.mean() + side * half)) for side in (-1, 1))
+        return replace(
+            self,
+            low=min(self.low, low, *(ratio.low for ratio in alone if math.isinf(ratio.low))),
+            high=max(self.high, high, *(ratio.high for ratio in alone if math.isinf(ratio.high))),
+            of_weights=tuple(alone),
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,28 @@ def cost_at(error: float, curve: Iterable[tuple[float, float]]) -> float:
 
 def compare(rows: Iterable[Row], cost: Cost) -> list[Fair]:
     """Every way at every tolerance that `default` with dopri5 has too."""
+    rows = list(rows)
+    by_seed = defaultdict(list)
+    for row in rows:
+        by_seed[row["seed"]].append(row)
+    found = _over_batches(rows, cost)
+    if len(by_seed) == 1:
+        return found
+    of_seeds = [{(fair.way, fair.rtol): fair for fair in _over_batches(of_seed, cost)} for of_seed in by_seed.values()]
+    return [
+        replace(
+            fair,
+            **{
+                name: getattr(fair, name).widened([getattr(of[fair.way, fair.rtol], name) for of in of_seeds])
+                for name in ("error", "at_equal_error")
+            },
+        )
+        for fair in found
+    ]
+
+
+def _over_batches(rows: Iterable[Row], cost: Cost) -> list[Fair]:
+    """What `compare` finds, for the weights that were there."""
     ways = _by_way(rows, cost)
     curve = {rtol: batches for (way, rtol), batches in ways.items() if way == "default"}
     found = []
@@ -127,9 +170,9 @@ def _at_equal_error(mine: Batches, curve: Iterable[Batches]) -> Ratio:
     (_, own_error), *points = (tuple(numpy.mean([of[batch] for batch in mine], axis=0)) for of in (mine, *curve))
     *finer, (coarsest_cost, largest_error) = sorted(points, key=lambda point: point[1])
     if own_error < min(error for _, error in points):
-        return Ratio(ratio.middle, -math.inf, ratio.high, count)
+        return replace(ratio, low=-math.inf, is_bound=True)
     if own_error > largest_error and all(cost > coarsest_cost + 0.01 for cost, _ in finer):
-        return Ratio(ratio.middle, ratio.low, math.inf, count)
+        return replace(ratio, high=math.inf, is_bound=True)
     return ratio
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,21 +49,10 @@ def test_a_number_without_an_interval_is_judged_by_itself():
     assert AtLeast(0.5).judge(finding(math.nan, math.nan, 0.4)) == "refuted"
 
 
-@pytest.mark.parametrize(
-    ("alone", "expected"),
-    [
-        ([(0.7, 0.7), (0.98, 0.98)], "confirmed"),
-        ([(0.7, 0.7), (1.1, 1.1)], "not confirmed"),
-        ([(-math.inf, 0.7)], "confirmed"),
-        ([(0.7, math.inf)], "not confirmed"),
-    ],
-)
-def test_a_verdict_over_batches_asks_that_each_set_of_weights_agrees(alone, expected):
-    found = replace(finding(0.8, 0.9), of_weights=alone)
-    mirrored = replace(found, value=-0.85, low=-0.9, high=-0.8, of_weights=[(-high, -low) for low, high in alone])
-    assert Below(1.0).judge(found) == expected
-    assert Above(-1.0).judge(mirrored) == expected
-    assert Below(1.0).judge(replace(found, low=math.nan, high=math.nan)) == "not confirmed"
+def test_an_end_that_is_open_is_as_far_as_can_be():
+    assert Below(1.0).judge(finding(-math.inf, 0.9, 0.8)) == "confirmed"
+    assert Below(1.0).judge(finding(0.8, math.inf, 0.9)) == "not confirmed"
+    assert Above(1.0).judge(finding(1.1, math.inf, 1.2)) == "confirmed"
 
 
 def test_an_interval_is_students():

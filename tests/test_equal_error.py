@@ -128,7 +128,53 @@ def test_a_batch_counts_once_however_many_weights_it_was_measured_with():
         *default_curve(batch=1, seed=1),
         *(row("discrete", 1e-2, nfe, 1e-2, batch=1, seed=seed) for seed, nfe in enumerate((2000, 8000))),
     ]
-    assert fair(few, "discrete") == fair(many, "discrete")
+    found, other = fair(few, "discrete").at_equal_error, fair(many, "discrete").at_equal_error
+    assert (found.middle, found.num_batches) == (other.middle, other.num_batches)
+
+
+def rows_of_seeds(factors, error=1e-2):
+    """Two batches that agree, with weights of as many seeds as there are factors on the cost of `discrete`."""
+    return [
+        each
+        for batch in range(2)
+        for seed, factor in enumerate(factors)
+        for each in [
+            *default_curve(batch=batch, seed=seed),
+            row("discrete", 1e-2, 1000 * factor, error, batch=batch, seed=seed),
+        ]
+    ]
+
+
+def test_the_interval_is_that_over_weights_where_it_is_the_wider_one():
+    factors = (1.0, 4.0, 8.0)
+    found = fair(rows_of_seeds(factors), "discrete").at_equal_error
+    logarithms = numpy.log(factors)
+    assert found.middle == pytest.approx(numpy.exp(logarithms.mean()))
+    assert found.high == pytest.approx(numpy.exp(logarithms.mean() + half_width(logarithms)))
+    assert found.low == pytest.approx(numpy.exp(logarithms.mean() - half_width(logarithms)))
+    assert [alone.middle for alone in found.of_weights] == pytest.approx(factors)
+    assert fair(rows_of_seeds(factors), "discrete").error.high == pytest.approx(100)
+
+
+def test_the_interval_is_that_over_batches_where_it_is_the_wider_one():
+    rows = rows_of_seeds((2.0, 2.0))
+    for each in rows:
+        if (each["adjoint"], each["batch"]) == ("discrete", 1):
+            each |= {"backward_nfe": 7990}
+    found = fair(rows, "discrete").at_equal_error
+    logarithms = numpy.log((2, 8))
+    assert (found.middle, found.high) == pytest.approx((4, numpy.exp(logarithms.mean() + half_width(logarithms))))
+
+
+def test_a_bound_by_one_set_of_weights_leaves_an_end_open():
+    rows = rows_of_seeds((1.0, 1.0, 1.0))
+    for each in rows:
+        if (each["adjoint"], each["seed"]) == ("discrete", 2):
+            each |= {"error": 1e-9}
+    found = fair(rows, "discrete").at_equal_error
+    assert (found.low, found.is_bound) == (-math.inf, False)
+    assert [alone.is_bound for alone in found.of_weights] == [False, False, True]
+    assert math.isfinite(found.high)
 
 
 def test_every_way_is_measured_at_every_tolerance(monkeypatch):

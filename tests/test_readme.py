@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import statistics
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,31 @@ EPOCHS = dict.fromkeys(TOLERANCES, 24)
 @pytest.fixture(scope="module")
 def runs():
     return committed_runs()
+
+
+CHANGED = datetime(2026, 11, 25, 2, 30, tzinfo=timezone.utc).timestamp()
+"""When the Neural CDE and the order of acrobot's windows did."""
+
+
+def test_what_is_older_than_the_changes(runs):
+    older = {}
+    for run in runs:
+        if run.start_time < CHANGED:
+            key = (run.experiment, run.config["rtol"], len(run.epochs), way_of(run.config))
+            older.setdefault(key, set()).add(run.config["seed"])
+    at_1e_3 = {"default": {1, 2}, "discrete": {0}, "seminorm": {0, 1, 2}, "per-tensor": {0, 1, 2}}
+    assert older == {
+        **{("speech_commands", 1e-3, 24, way): seeds for way, seeds in at_1e_3.items()},
+        **{("speech_commands", 1e-5, 8, norm): {0} for norm in ("default", "per-tensor", "seminorm")},
+        **{("acrobot", 1e-4, 3, norm): {1, 2} for norm in ("default", "as-published", "seminorm")},
+    }
+    says("at 1e-3, `seminorm` and `per-tensor`, `default` of seeds 1 and 2 and `discrete` of seed 0;")
+    pairs = [
+        (seed in seeds) != (seed in at_1e_3["default"])
+        for seeds in ({0, 1, 2}, {0, 1, 2}, {0}, set())
+        for seed in range(3)
+    ]
+    says(f"In {sum(pairs)} of the {len(pairs)} pairs with `default` at 1e-3 one run is of before")
 
 
 def of_each_epoch(runs, count, **wanted):
@@ -232,12 +258,6 @@ def test_the_table_of_errors():
     says(f"at 1e-3 the seminorm's is open: {with_interval(nfe)}")
     num_batches = len({row["batch"] for row in record["rows"]})
     says(f"n = {num_batches} batches of {record['batch_size']} clips, one set of weights")
-    says("its gradient is less exact than that of `default` at rtol 1e-4; at 1e-3 this is open")
-    lows = [
-        float(with_interval(ratios("speech_commands", rtol, "discrete", "default", "error")).split("(")[1].split()[0])
-        for rtol in tolerances
-    ]
-    assert lows[0] < 1 < lows[1]
     assert [decades(experiment) for experiment in ("speech_commands", "acrobot")] == [1, 3]
     says("two decades tighter than the row at 1e-4")
     says("On acrobot, where it is three decades tighter than the tightest point")
