@@ -38,8 +38,8 @@ ECHO_SECONDS = 1.0
 class Checkpoint:
     """The file of one unfinished run, which one process at a time holds (inside `with`).
 
-    The file is the SHA-256 of what follows, then what `torch.save` writes: the state with the run's `identity`, which
-    is all that must be the same for the run to go on.
+    The file is the SHA-256 of what follows, then what `torch.save` writes: the state with the run's `identity`. That
+    and the digest of the data's split, which is in the state, must be the same for the run to go on.
 
     Raises:
         RunBusy: on entering, if another process holds it.
@@ -84,7 +84,8 @@ class Checkpoint:
         """Puts what the file holds into `state`; False if there is no file.
 
         Raises:
-            ValueError: if the file is damaged, or of a run with another identity; it says what differs.
+            ValueError: if the file is damaged, or of a run with another identity or of other data; it says what
+                differs.
         """
         if not self.path.exists():
             return False
@@ -95,9 +96,11 @@ class Checkpoint:
         with self._foreign_content_named():
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             schema, then = stored["schema"], dict(stored["identity"])
+            # Not by the name of a setting.
+            then["digest of the data"] = stored["state"]["provenance"]["split"]
         if schema != SCHEMA:
             raise ValueError(f"the checkpoint {self.path} is of another version: {START_ANEW}")
-        now = self.identity
+        now = self.identity | {"digest of the data": state.results.provenance.split}
         differences = [
             f"{name} was {shown(then.get(name))} and is {shown(now.get(name))}"
             for name in sorted(then.keys() | now.keys(), key=str)
@@ -170,8 +173,7 @@ class State:
         self.results.epochs = read_as(list[Epoch], stored["epochs"])
         self.results.history = read_as(list[HistoryEntry], stored["history"])
         self.results.start_time = stored["start_time"]
-        if "provenance" in stored:  # files from before may be without
-            self.results.provenance = self.results.provenance.after(read_as(Provenance, stored["provenance"]))
+        self.results.provenance = self.results.provenance.after(read_as(Provenance, stored["provenance"]))
         self.results.model.load_state_dict(stored["model"])
         self.optimiser.load_state_dict(stored["optimiser"])
         self.scheduler.load_state_dict(stored["scheduler"])

@@ -41,15 +41,27 @@ class Provenance(Record):
     split: str
 
     def after(self, earlier: "Provenance") -> "Provenance":
-        """That of a run which began as `earlier` and goes on as this: both devices and commits where they differ."""
+        """That of a run which began as `earlier` and goes on as this: both devices and commits where they differ.
+
+        Devices count as others too if the number of threads is another one, which they then name: seconds by these are
+        no seconds of one device.
+        """
 
         def both(then: str | None, now: str | None) -> str | None:
             if then is None or now is None:
                 return now
             return then if now in then.split(THEN) else f"{then}{THEN}{now}"
 
-        own = {name: both(getattr(earlier, name), getattr(self, name)) for name in ("device_name", "commit")}
-        return replace(self, **own)
+        devices = [it.device_name for it in (earlier, self)]
+        if earlier.num_threads != self.num_threads:
+            devices = [f"{it.device_name} ({it.num_threads} threads)" for it in (earlier, self)]
+        return replace(self, device_name=both(*devices), commit=both(earlier.commit, self.commit))
+
+
+def short_commit(commit: str | None) -> str:
+    """A commit of `describe` in a length that people can read, and whether files differed from it."""
+    name, _, dirty = (commit or "unknown").partition("-")
+    return name[:8] + "-dirty" * bool(dirty)
 
 
 def describe(device: torch.device) -> dict:

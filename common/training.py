@@ -86,11 +86,12 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoint = None
         if config.save:
-            # Where the data lie does not matter, as the digest of their split says what they are.
+            # Where the data lie does not matter: the checkpoint has the digest of their split.
             free = (*FREE_TO_DIFFER, "data_root")
             settings = {name: value for name, value in results.config.items() if name not in free}
-            identity = {"experiment": experiment, "split": data.digest, **settings}
-            checkpoint = Checkpoint(directory / f"seed-{config.seed}.checkpoint", identity)
+            checkpoint = Checkpoint(
+                directory / f"seed-{config.seed}.checkpoint", {"experiment": experiment, **settings}
+            )
             stack.enter_context(checkpoint)
         signals = stack.enter_context(DelayedSignals())
         trainer = _Trainer(config, results, loss_function, measures or {}, checkpoint, signals)
@@ -309,11 +310,15 @@ def _reason(error: Exception, batch: tuple[Tensor, ...]) -> str:
     return str(error)
 
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What the messages of other errors for lack of memory hold: the last two are of CUDA and of its libraries."""
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory is what was lacking, on a GPU or the CPU, where PyTorch raises a RuntimeError like any other."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("DefaultCPUAllocator", "bad_alloc"))
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in OUT_OF_MEMORY)
 
 
 def _epoch(metrics: Metrics, epoch: int, cpu_seconds: float, learning_rate: float) -> Epoch:

@@ -119,6 +119,16 @@ def test_a_run_that_goes_on_elsewhere_names_both_devices_and_commits(tmp_path, m
     assert (results.provenance.device_name, results.provenance.commit) == ("one, then other", "a, then b")
 
 
+def test_a_run_that_goes_on_with_other_threads_names_their_numbers(tmp_path, monkeypatch):
+    for number in (8, 1):
+        made_on = describe(torch.device("cpu")) | {"device_name": "one", "num_threads": number}
+        monkeypatch.setattr(training, "describe", lambda device, made_on=made_on: made_on)
+        with pytest.raises(Interrupted) if number == 8 else contextlib.nullcontext():
+            run(make_config(tmp_path, resume=True), model=model_of(send(signal.SIGINT) if number == 8 else None, 2))
+    [results] = [load(path) for path in tmp_path.rglob("*.json") if load(path).status == "completed"]
+    assert results.provenance.device_name == "one (8 threads), then one (1 threads)"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", [1, 3, 8, 15])
 def test_a_signal_ends_the_batch_and_the_run_goes_on_to_the_same_bits(tmp_path, whole, number, when):
@@ -212,8 +222,21 @@ def test_another_run_is_not_resumed(tmp_path):
     with pytest.raises(ValueError, match="published_metrics was False and is True: delete it to start"):
         run(other)
     other = replace(make_data(make_config(tmp_path)), digest="other")
-    with pytest.raises(ValueError, match="split was 'abc' and is 'other'"):
+    with pytest.raises(ValueError, match="digest of the data was 'abc' and is 'other'"):
         run(make_config(tmp_path, resume=True), data=other)
+
+
+def test_a_setting_by_the_name_of_the_split_does_not_hide_that_the_data_are_others(tmp_path):
+    @dataclass(frozen=True)
+    class Splitting(Config):
+        split: str = field(default="published", kw_only=True)
+
+    config = Splitting("cpu", "seminorm", results_dir=str(tmp_path))
+    with pytest.raises(TrainingFailed):
+        run(config, model=model_of(fail))
+    other = replace(make_data(config), digest="other")
+    with pytest.raises(ValueError, match="digest of the data was 'abc' and is 'other'"):
+        run(replace(config, resume=True), data=other)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:99] + bytes([b[99] ^ 1]) + b[100:]])

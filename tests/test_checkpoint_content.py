@@ -49,6 +49,7 @@ def with_plain(name, value):
         without("identity"),
         without("state"),
         without("state", "training"),
+        without("state", "provenance"),
         without("state", "plain", "epoch"),
         lambda stored: stored | {"identity": 3},
         with_state("model", {"linear.weight": torch.ones(3, 3)}),

@@ -48,6 +48,13 @@ def run_out_of_memory(prediction):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def fail_at_cuda(message):
+    def fail(prediction):
+        raise RuntimeError(f"CUDA error: {message}")
+
+    return fail
+
+
 def with_gradient(prediction, factor):
     prediction.register_hook(lambda gradient: gradient * factor)
     return prediction
@@ -66,6 +73,9 @@ def interrupt(prediction):
         (lambda prediction: with_gradient(prediction, float("nan")), "the norm of the gradient is nan; try a smaller"),
         (lambda prediction: with_gradient(prediction, 1e30), "the norm of the gradient is inf; try a smaller"),
         (run_out_of_memory, "there is too little memory: try a smaller batch_size (CUDA out of memory)"),
+        (fail_at_cuda("out of memory"), "there is too little memory: try a smaller batch_size (CUDA error: out"),
+        (fail_at_cuda("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "there is too little memory"),
+        (fail_at_cuda("CUDNN_STATUS_ALLOC_FAILED"), "there is too little memory: try a smaller batch_size ("),
         (lambda prediction: torch.empty(2**50), "there is too little memory: try a smaller batch_size ("),
         (lambda prediction: numpy.empty(2**50), "there is too little memory: try a smaller batch_size ("),
     ],
