@@ -34,7 +34,7 @@ TOY_END_TIME, TABLE_END_TIME = 0.5, 1.0
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """The settings of a run; the defaults are FFJORD's for images, and the paper's epochs."""
+    """The settings of a run: by default FFJORD's for images, the weight decay of its toys, and the paper's epochs."""
 
     rtol: float = 1e-5
     """Relative tolerance of the forward and the backward solve."""

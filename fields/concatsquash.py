@@ -172,7 +172,7 @@ class ConcatSquashField:
                 torch.add(self.minus_one, layer.value.mul_(2).sigmoid_(), alpha=2, out=layer.value)
                 torch.addcmul(self.one, layer.value, layer.value, value=-1, out=layer.slope)
             else:
-                # softplus(x) is -log(sigmoid(-x)), at a fifth of its cost; where that underflows, it is x itself.
+                # softplus(x) is -log(sigmoid(-x)), for less time; where that underflows, it is x itself.
                 rest = torch.neg(layer.value, out=layer.slope).sigmoid_()
                 torch.maximum(rest.clamp_min(self.smallest).log_().neg_(), layer.value, out=layer.value)
                 torch.sub(self.one, rest, out=layer.slope)

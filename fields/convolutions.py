@@ -4,7 +4,7 @@ As in `fields.concatsquash`, the derivatives J e along the directions of the div
 further images, behind the values, and the pullback goes back through both. The channel that holds t is not built: what
 a convolution makes of it is t times a map that depends on the weights alone. Images lie in memory with their channels
 last, for which convolutions and their products take half the time. As in `fields.softplus_networks`, all is worked in
-negated form: softplus becomes log(sigmoid(...)), at a fifth of its cost.
+negated form: softplus becomes log(sigmoid(...)).
 """
 
 from collections.abc import Sequence

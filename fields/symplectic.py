@@ -72,7 +72,7 @@ class SymplecticField:
         self._evaluate(self.slots[slot], y, out)
 
     def _evaluate(self, slot: _Slot, y: Tensor, out: Tensor) -> None:
-        state = y.T.contiguous()
+        state = y.T.clone(memory_format=torch.contiguous_format)  # later stages overwrite y
         torch.mm(self.negated_rows, state[:4], out=slot.rows)
         factor_kept, potential_kept, control_kept = slot.kept
         # All that the networks put out is negated. The equations do not change with the sign of L.

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 import torchdiffeq
-from problems import F64, distance, random, solve
+from problems import F64, Plain, distance, random, solve
 from torch import nn
 
 import acrobot
@@ -72,6 +72,18 @@ def test_products_by_hand_equal_those_of_autograd(vector_field, batch):
         outcomes.append((derivative, product, gradient, torch.cat([g.reshape(-1) for g in field.unflatten(gradient)])))
     for ours, theirs in zip(*outcomes, strict=True):
         assert distance(ours, theirs) < 1e-12
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("linearised", ["solve", "stage"])
+def test_a_whole_solve_has_the_gradient_of_autograd(vector_field, batch, linearised):
+    y0, times = states(batch).requires_grad_(), torch.linspace(0, 0.2, 4, dtype=F64)
+    gradients = []
+    for func in (vector_field, Plain(vector_field)):
+        y = solve(func, y0, times, rtol=1e-4, atol=1e-4, adjoint=Discrete(linearised=linearised)).y
+        of_each = torch.autograd.grad(y.square().sum(), [y0, *func.parameters()])
+        gradients.append(torch.cat([gradient.reshape(-1) for gradient in of_each]))
+    assert distance(*gradients) < 1e-12
 
 
 def test_slopes_of_the_potential_and_their_products(vector_field):

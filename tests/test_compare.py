@@ -2,9 +2,11 @@
 
 import importlib.util
 import math
+from unittest import mock
 
 import pytest
 import torch
+import torchdiffeq
 from problems import Linear, Network, Pair, random
 
 import torchadjoint
@@ -118,7 +120,7 @@ def test_each_way_is_what_its_name_says(network):
         adjoint = options["adjoint"]
         assert (adjoint if isinstance(adjoint, str) else adjoint.name) == name.split(",")[0]
         assert getattr(adjoint, "warm_start", False) == ("warm start" in name)
-        assert options.get("compile", False) == ("compiled" in name)
+        assert options.get("compile", False) == ("solve" if "compiled solve" in name else "compiled" in name)
 
 
 def test_a_way_that_fails_is_a_row_that_says_why():
@@ -140,7 +142,7 @@ def test_backward_options_are_torchdiffeqs_too():
 def test_tuple_states_and_options_of_the_solve(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no torchdiffeq
     found = compare(Pair(), Pair.start(), T.double(), squares, **QUICK, methods=["dopri5", "rk4"], jump_t=[0.5])
-    assert {row.way for row in found.rows} == set(comparing.WAYS) - {"seminorm, compiled", "discrete, compiled"}
+    assert {row.way for row in found.rows} == {way for way in comparing.WAYS if "compiled" not in way}
     assert ("seminorm, warm start", "rk4") not in {(row.way, row.method) for row in found.rows}
     assert all(math.isfinite(row.error) for row in found.rows)
 
@@ -149,7 +151,9 @@ def test_tuple_states_and_options_of_the_solve(monkeypatch):
     ("changes", "sentence"),
     [
         (dict(y0=[1.0]), r"y0 is \[1.0\], but must be a tensor or a tuple of tensors"),
-        (dict(compile="solve"), "compile is 'solve', but must be True or False"),
+        (dict(compile="steps"), "compile is 'steps', but must be True or False or 'solve'"),
+        (dict(adjoint_rtol="a"), "adjoint_rtol is 'a', but must be a finite number above 0"),
+        (dict(loss=lambda y: 0 * y.sum()), "the gradient of the loss is zero here"),
         (dict(adjoint_params=()), "adjoint_params is given, but compare chooses it: the gradient is that of all"),
         (dict(func=lambda t, y: y), "func is <function.*, but must be an nn.Module"),
         (dict(loss=3), "loss is 3, but must be a function of the solution"),
@@ -193,6 +197,26 @@ def test_the_reference_has_none_of_the_fixed_steps(network):
     arguments = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T, squares
     found = compare(*arguments, **QUICK, methods=("rk4",), **options)
     assert found.reference_error == network.reference_error
+    nfe = {row.way: row.forward_nfe for row in found.rows}
+    assert [nfe[way] for way in comparing.TORCHDIFFEQ] == [40, 40], "ten steps of four evaluations"
+
+
+def test_torchdiffeq_gets_the_jumps(monkeypatch):
+    spies = {name: mock.Mock(wraps=getattr(torchdiffeq, name)) for name in comparing.TORCHDIFFEQ.values()}
+    for name, spy in spies.items():
+        monkeypatch.setattr(torchdiffeq, name, spy)
+    monkeypatch.setattr(comparing, "WAYS", {})
+    options = dict(jump_t=[0.5], max_num_steps=99, adjoint_options=dict(jump_t=[0.25]))
+    found = compare(Network(), random(4, 3), T.double(), squares, **QUICK | dict(repeats=1), **options)
+    assert not any(row.failure for row in found.rows)
+    by_adjoint, through = (spies[name].call_args.kwargs for name in ("odeint_adjoint", "odeint"))
+    for given, jump in (
+        (by_adjoint["options"], 0.5),
+        (by_adjoint["adjoint_options"], 0.25),
+        (through["options"], 0.5),
+    ):
+        torch.testing.assert_close(given["jump_t"], torch.tensor([jump], dtype=torch.float64))
+    assert by_adjoint["options"]["max_num_steps"] == through["options"]["max_num_steps"] == 99
 
 
 def test_the_reference_of_a_module_with_tensors_as_attributes():
@@ -237,10 +261,20 @@ def test_every_way_is_timed_as_often_as_asked_for():
     assert numbers[1] - numbers[0] == 2 * len(rows)
 
 
+def test_a_loss_may_have_parameters_of_the_solutions_dtype():
+    readout = torch.nn.Linear(3, 1)
+    arguments = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32), T
+    found = compare(*arguments, lambda y: readout(y[-1]).mean(), **QUICK)
+    assert all(0 < row.error < 0.01 for row in found.rows)
+    assert found.reference_error < 1e-5
+
+
 @pytest.mark.usefixtures("traced")
 def test_compiled_ways_are_tried_if_asked_for():
     func, y0 = Network(dtype=torch.float32), random(4, 3, dtype=torch.float32)
     ways = [
-        {row.way for row in compare(func, y0, T, squares, compile=compile, **QUICK).rows} for compile in (False, True)
+        {row.way for row in compare(func, y0, T, squares, compile=compile, **QUICK).rows}
+        for compile in (False, True, "solve")
     ]
     assert {way for way in ways[1] if "compiled" in way} == ways[1] - ways[0] != set()
+    assert ways[2] - ways[1] == {"discrete, compiled solve"}

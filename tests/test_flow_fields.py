@@ -7,6 +7,8 @@ import threading
 import pytest
 import torch
 from problems import Plain, random
+from torch import nn
+from torch.nn.utils import parametrize
 
 from fields.concatsquash import ConcatSquashField
 from fields.convolutions import ConvolutionsField
@@ -40,6 +42,23 @@ CASES = [
     )
     for is_estimated in (False, True)
 ]
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
+def test_a_network_that_is_parametrized_goes_through_autograd(adjoint):
+    func, x = make((2, 3, 3)), random(5, 2, 3, 3)
+    parametrize.register_parametrization(func.network.layers[1], "weight", Halved())
+    gradients = []
+    for each in (func, Plain(func)):
+        loss = solve(each, (x, x.new_zeros(5)), TIMES, rtol=1e-6, atol=1e-6, adjoint=adjoint).y[0].square().sum()
+        gradients.append(torch.autograd.grad(loss, [*func.parameters()]))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))

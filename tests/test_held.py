@@ -3,6 +3,7 @@
 import gc
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_a_plain_tensor_that_was_changed_in_place_is_an_error():
     func = Held()
     y = solve(func, random(3, 2), T).y
     func.shift += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="func holds the tensor 'shift', which an in-place operation has changed"):
         backward(y)
 
 
@@ -248,6 +249,40 @@ def test_what_a_field_makes_itself_in_a_solve_is_read_again_on_the_way_back(adjo
         func.noise = noise
         expected = torch.autograd.grad(solve(func, y0, T, adjoint=adjoint).y.square().sum(), [*func.parameters()])
         assert all(map(torch.equal, gradients, expected))
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "default", "discrete", Discrete(linearised="stage")])
+def test_what_a_field_makes_itself_must_not_be_changed_in_place(adjoint):
+    func = Noisy()
+    y = solve(func, random(4, 3), T, adjoint=adjoint).y
+    func.noise.normal_()
+    with pytest.raises(RuntimeError, match="func holds the tensor 'noise', which an in-place operation has changed"):
+        backward(y)
+
+
+class Conditioned(Network):
+    """Reads what another network has computed."""
+
+    def forward(self, t, y):
+        return super().forward(t, y) + self.context
+
+
+@pytest.mark.parametrize("by", [partial(solve, adjoint="seminorm"), partial(solve, adjoint="discrete"), odeint_adjoint])
+def test_a_tensor_that_gets_no_gradient_is_named(by):
+    func, y0, weight = Conditioned(), random(4, 3), random(3).requires_grad_()
+    func.context = 2 * weight
+    with pytest.warns(
+        UserWarning, match="func holds 'context', which requires a gradient but is no parameter"
+    ) as found:
+        by(func, y0, T)
+    assert Path(found[0].filename).name == ("api.py" if by is odeint_adjoint else "problems.py"), "who called solve"
+    y = by(func, y0, T, adjoint_params=(*func.parameters(), func.context))
+    (y if by is odeint_adjoint else y.y).sum().backward()
+    assert weight.grad.abs().min() > 0
+    with torch.no_grad():
+        by(func, y0, T)
+    func.context = func.context.detach()
+    by(func, y0, T)
 
 
 class Cached(nn.Module):

@@ -56,3 +56,9 @@ def test_the_quick_tanh_takes_the_place_of_tanh_where_it_is_known(dtype):
     x = random(3, seed=1).to(dtype)
     found = torch.fx.GraphModule(nn.Module(), graph)(x)
     torch.testing.assert_close(found, torch.tanh(x) * 2 + torch.tanh(2 * x), rtol=1e-6, atol=0)
+
+
+def test_tanh_of_whole_numbers_stays():
+    graph = make_fx(torch.tanh, tracing_mode="fake")(torch.arange(3)).graph
+    QuickTanh()(graph)
+    assert graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default)

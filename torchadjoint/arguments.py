@@ -186,7 +186,8 @@ def jump_times(
 def refuse_transforms(given: Iterable[Any]) -> None:
     """Raise NotImplementedError if a tensor among these is inside a transform of torch.func, or has a tangent."""
     for tensor in filter(torch.is_tensor, given):
-        if functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor):
+        # Func may close over a tensor of a transform that no argument shows.
+        if torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(tensor):
             what = "torch.func's transforms (grad, vjp, jvp, vmap and their like)"
         elif forward_ad.unpack_dual(tensor).tangent is not None:
             what = "forward-mode differentiation"

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .stepping import OF_FIXED_STEPS
 
 REFERENCE = 1e-3
 """How much tighter than the tolerances compared the reference's are."""
+TOLERANCES = ("rtol", "atol", "adjoint_rtol", "adjoint_atol")
 WAYS: dict[str, dict[str, Any]] = {
     "default": {"adjoint": "default"},
     "per-tensor": {"adjoint": "per-tensor"},
@@ -36,6 +37,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "discrete, all stages kept": {"adjoint": Discrete(linearised="solve")},
     "seminorm, compiled": {"adjoint": "seminorm", "compile": True},
     "discrete, compiled": {"adjoint": "discrete", "compile": True},
+    "seminorm, warm start, compiled": {"adjoint": Backsolve(warm_start=True), "compile": True},
+    "discrete, compiled solve": {"adjoint": "discrete", "compile": "solve"},
 }
 """Ours, by name, as options of `solve`."""
 TORCHDIFFEQ = {"torchdiffeq, adjoint": "odeint_adjoint", "torchdiffeq, through the solver": "odeint"}
@@ -128,7 +131,7 @@ def compare(
     rtol: float = 1e-5,
     atol: float = 1e-7,
     methods: Sequence[str] = ("dopri5",),
-    compile: bool = False,
+    compile: bool | Literal["solve"] = False,
     repeats: int = 5,
     **options: Any,
 ) -> Comparison:
@@ -141,11 +144,13 @@ def compare(
         func: a module as `solve` takes it.
         y0: the initial state, as `solve` takes it.
         t: the output times, (times,).
-        loss: maps the solution, (times, *shape of y0) or a tuple of such, to a tensor without dimensions.
+        loss: maps the solution, (times, *shape of y0) or a tuple of such, to a tensor without dimensions. The reference
+            is solved in float64, but its solution is rounded to the dtype of y0 for the loss.
         rtol: relative tolerance of every way.
         atol: absolute tolerance of every way.
         methods: names of methods to try each way with.
-        compile: whether to try `compile=True` too, which takes seconds to minutes for each way and method.
+        compile: whether to try `compile=True` too, which takes seconds to minutes for each way and method; "solve" also
+            `compile="solve"`, which takes minutes.
         repeats: how often each way is timed, one after the other.
         options: further options of `solve`, such as `jump_t`.
 
@@ -165,15 +170,18 @@ def compare(
         if name in options:
             raise ValueError(f"{name} is given, but compare chooses it: {instead}")
     repeats = arguments.whole_number("repeats", repeats)
-    compile = arguments.flag("compile", compile)
+    compile = arguments.flag("compile", compile, "solve")
     arguments.state_shapes(y0)
-    options = {"rtol": arguments.number("rtol", rtol), "atol": arguments.number("atol", atol), **options}
+    options = {"rtol": rtol, "atol": atol, **options}
+    for name in TOLERANCES:
+        if options.get(name) is not None:
+            options[name] = arguments.number(name, options[name])
     expected, reference_error = _reference(func, y0, t, loss, options)
     trials = [
         _Trial(name, method, functools.partial(solve, **{**options, **way, "method": method}))
         for method in methods
         for name, way in WAYS.items()
-        if (compile or not way.get("compile"))
+        if way.get("compile", False) in (False, bool(compile), compile)
         and ("warm start" not in name or (len(t) > 2 and METHODS[method].is_adaptive))
     ]
     if importlib.util.find_spec("torchdiffeq") is not None:
@@ -337,10 +345,16 @@ def _reference(func: nn.Module, y0: State, t: Tensor, loss: Callable, options: d
     if isinstance(tight.get("adjoint_options"), Mapping):  # else `solve` refuses it
         own = tight["adjoint_options"].items()
         tight["adjoint_options"] = {name: value for name, value in own if name not in OF_FIXED_STEPS}
-    for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
+    for name in TOLERANCES:
         if tight.get(name) is not None:
             tight[name] = tight[name] * REFERENCE
     tight["method"] = "dopri5"
+    dtype = _tensors(y0)[0].dtype
+
+    def loss_of_rounded(y: State) -> Tensor:
+        # A loss may have parameters, which stay as they are.
+        return loss(tuple(tensor.to(dtype) for tensor in y) if isinstance(y, tuple) else y.to(dtype))
+
     try:
         expected, other = (
             _gradient(
@@ -348,12 +362,14 @@ def _reference(func: nn.Module, y0: State, t: Tensor, loss: Callable, options: d
                 exact_func,
                 exact_y0 if isinstance(y0, tuple) else exact_y0[0],
                 t,
-                loss,
+                loss_of_rounded,
             )[0]
             for adjoint in ("discrete", "seminorm")
         )
     except RuntimeError as error:  # such as a SolverError
         raise ValueError(f"the reference cannot be solved: {error}") from error
+    if not expected.norm():
+        raise ValueError("the gradient of the loss is zero here, so errors relative to it have no meaning")
     return expected, ((other - expected).norm() / expected.norm()).item()
 
 

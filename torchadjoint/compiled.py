@@ -149,8 +149,9 @@ class CompiledSeminormSystem(SeminormSystem):
     def reuse_stage(self, stage: int) -> None:
         self.first_product = self.last_product
 
-    def _average(self, weights: Sequence[float]) -> None:
-        """The attempt has done it, with these weights."""
+    def add_step(self, dt: float, weights: Sequence[float]) -> None:
+        """As that of `SeminormSystem`; the attempt has averaged, with these weights."""
+        self.integrals.add_(self.rate, alpha=-dt)
 
 
 class CompiledSolver(Solver):

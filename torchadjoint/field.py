@@ -40,13 +40,13 @@ class Field(Protocol):
         """Write f(t, y) to `out`."""
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
-        """Write f(t, y) to `out` and keep in `slot` what its products need."""
+        """Write f(t, y) to `out` and keep in `slot` what its products need; of `y`, which is written over, a copy."""
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
         """Write cotangent^T df/dy at the point of `slot` to `out`; also a second time, for another cotangent."""
 
     def add_parameter_product(self, slot: int, weight: float, gradient: Tensor) -> None:
-        """Add weight * cotangent^T df/dparameters to the flat `gradient`, for the last `pullback` of `slot`."""
+        """Add weight * cotangent^T df/dparameters to flat `gradient`; at most once for each `pullback` of `slot`."""
 
     def reuse_slot(self, slot: int) -> None:
         """The stage in `slot` is the next step's first: let slot 0, which was in use, hold what that one holds."""

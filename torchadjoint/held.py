@@ -28,6 +28,15 @@ class Held:
         """Whether it has been neither replaced nor changed."""
         return self.now is self.value and _version(self.value) == self.version
 
+    def refuse_changes(self) -> None:
+        """Raise RuntimeError if this is a tensor that has been changed in place, as autograd does for what it saves."""
+        if isinstance(self.value, Tensor) and _version(self.value) != self.version:
+            raise RuntimeError(
+                f"func holds the tensor {self.name!r}, which an in-place operation has changed since the forward pass "
+                "of a solve, and the backward pass would read it as it is now: change it after backward(), or solve a "
+                "module that does not hold it"
+            )
+
     @property
     def now(self) -> Any:
         """What stands there now."""

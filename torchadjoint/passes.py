@@ -39,13 +39,10 @@ class DifferentiableSolve(torch.autograd.Function):
             solution = _solve(plan, y0)
         ctx.plan = plan
         # What the field itself changes when it is evaluated, such as a count, may change again.
-        kept = [it for it in plan.held if it.is_as_it_was]
-        plan.held = [*kept, *(it.as_made_anew() for it in plan.held if it.is_made_anew)]
-        # They are saved so that autograd refuses to go on if somebody has changed them in place in between.
-        known = {id(parameter) for parameter in parameters}
-        tensors = [it.value for it in kept if isinstance(it.value, Tensor) and not it.value.is_inference()]
-        others = [tensor for tensor in tensors if id(tensor) not in known]
-        ctx.save_for_backward(solution, *parameters, *others)
+        plan.held = [
+            it.as_made_anew() if it.is_made_anew else it for it in plan.held if it.is_as_it_was or it.is_made_anew
+        ]
+        ctx.save_for_backward(solution, *parameters)
         return solution
 
     @staticmethod
@@ -53,6 +50,8 @@ class DifferentiableSolve(torch.autograd.Function):
         arguments.refuse_transforms([solution_gradient])
         _refuse_cached_parametrizations()
         plan, (solution, *_) = ctx.plan, ctx.saved_tensors
+        for it in plan.held:
+            it.refuse_changes()
         differentiation = plan.differentiation
         plan.statistics.backward.clear()  # A retained graph may have come here before.
         with torch.no_grad(), uncast(solution.device.type), as_they_were(plan.held):

@@ -90,7 +90,7 @@ class QuickTanh(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default):
-            value = node.meta["val"]
+            value = node.args[0].meta["val"]
             if value.dtype in LARGEST and value.device.type == "cpu":
                 node.target = torch.ops.torchadjoint.quick_tanh.default
 

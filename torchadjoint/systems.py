@@ -1,5 +1,6 @@
 """What the solver integrates in the two directions of a solve: the adjoints choose among these and `compiled`'s."""
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -95,7 +96,10 @@ class SeminormSystem(AdjointSystem):
         self.method = method
         self.rate = torch.zeros_like(integrals)
         """The weighted mean of the parameters' slopes in a step."""
-        self._whole_steps = Replay(device=integrals.device, is_static=vector_field.is_static)
+
+    @functools.cached_property
+    def _whole_steps(self) -> Replay:
+        return Replay(device=self.integrals.device, is_static=self.is_static)
 
     def add_step(self, dt: float, weights: Sequence[float]) -> None:
         if weights is self.method.step_weights:

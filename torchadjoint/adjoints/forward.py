@@ -1,6 +1,10 @@
 """What the ways to differentiate share: the field and the solver of the forward solve."""
 
+from typing import Any
+
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 from ..compiled import CompiledField, CompiledForwardSystem, CompiledSolver
 from ..compiled_solve import LoopSolver, LoopSystem
@@ -21,7 +25,8 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
             has none, as it is taken where t needs no gradient.
     """
     may_be_fused = problem.are_all_parameters and not problem.compile and not problem.t.requires_grad
-    if may_be_fused and hasattr(problem.asked, "fused_field"):
+    # Such a field reads the tensors that are computed from the parameters, as if they were these.
+    if may_be_fused and hasattr(problem.asked, "fused_field") and not _is_parametrized(problem.asked):
         field = problem.asked.fused_field(problem.split(problem.y0) if problem.is_tuple else problem.y0)
         sizes = [parameter.numel() for parameter in problem.parameters]
         if list(field.parameter_sizes) != sizes:
@@ -32,6 +37,10 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
         return TupleField(field, problem.shapes) if problem.is_tuple else field
     kind = CompiledField if problem.compile else AutogradField
     return kind(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
+
+
+def _is_parametrized(func: Any) -> bool:
+    return isinstance(func, nn.Module) and any(map(parametrize.is_parametrized, func.modules()))
 
 
 def state_norm(problem: Problem) -> Norm:

@@ -148,7 +148,7 @@ class RungeKutta:
     def first_step_size(self, trial: float, slope_norm: float, change_norm: float) -> float:
         """Size of the first step, from an Euler step's and the norm of the change of f along it, over the tolerance."""
         curvature = change_norm / trial
-        if slope_norm <= 1e-15 and curvature <= 1e-15:
+        if max(slope_norm, curvature) <= 1e-15:  # 0 of 0 and NaN, which ends the solve at its first step
             guess = max(1e-6, trial * 1e-3)
         else:
             guess = (0.01 / max(slope_norm, curvature)) ** (1 / self.order)
