@@ -1,5 +1,5 @@
 # `make run` trains all experiments at a small size and prints a table; `make test` lints and tests.
-# Both first make .venv, once; it is made anew when the requirements change.
+# Both first make .venv, once; it is brought up to date when the requirements change.
 
 PYTHON ?= python3
 INSTALLED := .venv/installed

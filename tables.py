@@ -181,6 +181,7 @@ def plan(options: Plan) -> None:
 
 def show(options: Show) -> None:
     """Prints the tables of what is there."""
+    check_folder(options.results_dir)
     runs = on_found_data(options.runs, load_all(options.results_dir).values())
     standing = statuses(runs, options.results_dir)
     print_tables(standing, options.results_dir, format=options.format, all_seeds=options.all_seeds)

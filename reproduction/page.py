@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 import figures
 from benchmarks.adjoints.page import Gathered
 from benchmarks.adjoints.results import load_all as load_adjoints
+from common.provenance import short_commit
 from common.results import Results, load_all
 
 from . import gpu, typesetting
@@ -183,16 +184,10 @@ def _machines(results: Iterable[Results]) -> list[dict[str, Any]]:
         )
         machine = machines.setdefault(description, {"starts": [], "commits": []})
         machine["starts"].append(result.start_time)
-        if (commit := _commit(result)) not in machine["commits"]:
+        if (commit := short_commit(result.provenance["commit"])) not in machine["commits"]:
             machine["commits"].append(commit)
     names = ("device", "num_threads", "platform", "python", "packages")
     return [dict(zip(names, description, strict=True)) | machine for description, machine in machines.items()]
-
-
-def _commit(result: Results) -> str:
-    """The commit in a length that people can read, and whether files differed from it."""
-    commit, _, dirty = (result.provenance["commit"] or "unknown").partition("-")
-    return commit[:8] + ", changed" * bool(dirty)
 
 
 def _drawings(results_dir: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -267,7 +262,7 @@ def _recorded(results: Mapping[Path, Results], standing: Sequence[Status], direc
             "test_backward_nfe": test.get("backward_nfe"),
             "seconds": sum(epoch.seconds for epoch in result.epochs),
             "start": result.start_time,
-            "commit": _commit(result),
+            "commit": short_commit(result.provenance["commit"]),
             "file": path.name,
             "link": quote(os.path.relpath(path, directory)),
         }

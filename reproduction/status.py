@@ -81,7 +81,7 @@ def _last_end(run: Run, attempts: list[Results], results_dir: str) -> tuple[floa
     crashed = run.path(results_dir, CRASHED)
     # A worker that begins takes it away, at any time.
     with contextlib.suppress(FileNotFoundError):
-        reason, _, digest = crashed.read_text(encoding="utf-8").partition("\n")
+        reason, _, digest = crashed.read_text(encoding="utf-8", errors="replace").partition("\n")
         if not digest or run.digest in (None, digest):
             ends.append((crashed.stat().st_mtime, reason))
     return max(ends, default=(0.0, None), key=lambda end: end[0])

@@ -143,6 +143,8 @@ def test_a_crash_is_forgotten_when_the_run_starts_again(tmp_path):
     assert "killed by SIGKILL" in task.outcome(-signal.SIGKILL).reason
     crashed = task.run.path(str(tmp_path), CRASHED)
     assert crashed.exists()
+    crashed.write_bytes(b"out of \xff")
+    assert state(tmp_path, task.run) == ("failed", "out of \N{REPLACEMENT CHARACTER}")
     work(json.loads(task.argument("cpu")))
     assert not crashed.exists()
     assert task.outcome(0) == Status(task.run, "done")

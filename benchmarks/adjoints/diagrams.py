@@ -20,6 +20,7 @@ COLORS = {
     "backsolve": "#0072B2",
     "all stages kept": "#CC79A7",
     "one stage": "#8C6BB1",
+    "direct": "#999999",
 }
 """By the first of these words in a way's name; that of the steps' own gradient is black."""
 MARKERS = {"ours": "o", "torchdiffeq": "s", "diffrax": "^", "torchode": "D", "interpolated": "P"}
@@ -61,5 +62,5 @@ def work_precision(problem: Problem, curves: Mapping[str, Sequence[Point]], agre
     if exact < TRUSTED * agreement:
         axes.axvspan(exact, TRUSTED * agreement, color=GREY, alpha=0.15, linewidth=0)
         axes.set_xlim(inexact, exact)
-    figure.legend(loc="outside right center", fontsize=6.5, handlelength=2.6)
+    figure.legend(loc="outside right center", fontsize=6.5, handlelength=4.0)
     return figure

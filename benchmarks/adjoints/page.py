@@ -13,8 +13,10 @@ from typing import Any
 
 import jinja2
 import pandas
+import tyro
 
 from common import command_line, files
+from common.provenance import short_commit
 from reproduction.style import render
 
 from . import costs, diagrams, measuring, references
@@ -35,7 +37,7 @@ from .fronts import (
     standings,
 )
 from .names import find_contestants, find_problems
-from .results import COMMITTED, Measurement, Results, Session, load_all
+from .results import COMMITTED, Measurement, Results, load_all
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "which_adjoint.md"
@@ -92,13 +94,9 @@ class Gathered:
         ]
 
 
-def write(folder: Path = COMMITTED) -> None:
-    """Writes the page and the diagrams of the results in a folder.
-
-    Args:
-        folder: of the results files.
-    """
-    all_results = load_all(folder)
+def write() -> None:
+    """Writes the page and the diagrams of the committed results."""
+    all_results = load_all(COMMITTED)
     gathered = Gathered(all_results)
     for name, problem in gathered.problems.items():
         figure = diagrams.work_precision(problem, gathered.curves(name), gathered.agreement(name))
@@ -156,21 +154,15 @@ def _made_on(gathered: Gathered) -> dict[str, Any]:
     return {
         "machines": _machines(gathered.all),
         "versions": ", ".join(f"{name} {packages[name]}" for name in VERSIONS if name in packages),
-        "commits": sorted({_commit(session) for session in sessions}),
+        "commits": sorted({short_commit(session.commit) for session in sessions}),
         "days": [days[0], days[-1]] if len(days) > 1 else days,
     }
-
-
-def _commit(session: Session) -> str:
-    """In a length that people can read, and whether files differed from it."""
-    commit, _, dirty = (session.commit or "unknown").partition("-")
-    return commit[:8] + "-dirty" * bool(dirty)
 
 
 def _commits_apart(single: Gathered, double: Gathered) -> list[str]:
     """The commits of the results in one dtype, if they were not measured with those in the other; else none."""
     of_single, of_double = (
-        {session.started: _commit(session) for results in gathered.all for session in results.sessions}
+        {session.started: short_commit(session.commit) for results in gathered.all for session in results.sessions}
         for gathered in (single, double)
     )
     return [] if of_single.keys() <= of_double.keys() else sorted(set(of_single.values()))
@@ -351,4 +343,4 @@ def _without_gradient(of_problem: Mapping[str, Results]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    command_line.call(write)
+    command_line.call(tyro.cli, write)
