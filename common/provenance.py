@@ -28,6 +28,13 @@ NUMBERS = {"family": "cpu family", "model": "model"}
 """What tells the generation of a CPU, and what /proc/cpuinfo calls it."""
 
 
+def joined(then: str | None, now: str | None) -> str | None:
+    """Both, where they differ: what began as `then` goes on as `now`."""
+    if then is None or now is None:
+        return now
+    return then if now in then.split(THEN) else f"{then}{THEN}{now}"
+
+
 @dataclass(kw_only=True)
 class Provenance(Record):
     """What `describe` tells, and the digest of the data's split."""
@@ -47,15 +54,10 @@ class Provenance(Record):
         no seconds of one device.
         """
 
-        def both(then: str | None, now: str | None) -> str | None:
-            if then is None or now is None:
-                return now
-            return then if now in then.split(THEN) else f"{then}{THEN}{now}"
-
         devices = [it.device_name for it in (earlier, self)]
         if earlier.num_threads != self.num_threads:
             devices = [f"{it.device_name} ({it.num_threads} threads)" for it in (earlier, self)]
-        return replace(self, device_name=both(*devices), commit=both(earlier.commit, self.commit))
+        return replace(self, device_name=joined(*devices), commit=joined(earlier.commit, self.commit))
 
 
 def short_commit(commit: str | None) -> str:

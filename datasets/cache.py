@@ -56,8 +56,8 @@ def load_or_build(
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Has `fill` make the contents of `folder`, unless they are there; an attempt cut short leaves no such folder.
 
-    Of several processes that ask for the same folder one fills it and the others wait for it. OSError if the disk is
-    full; it says so.
+    Of several processes that ask for the same folder one fills it and the others wait for it. NoRoom if the disk is
+    full.
     """
     if folder.is_dir():
         return  # in a cache that may not be this user's to write to
@@ -82,6 +82,10 @@ def is_lack_of_room(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class NoRoom(OSError):
+    """The disk of a cache is full; it says which, and what to do."""
+
+
 @contextlib.contextmanager
 def _sole_maker(path: Path) -> Iterator[None]:
     """Holds the lock of `path`, for which it may have to wait, and explains a full disk."""
@@ -96,7 +100,7 @@ def _sole_maker(path: Path) -> Iterator[None]:
     except OSError as error:
         if not is_lack_of_room(error):
             raise
-        raise OSError(
+        raise NoRoom(
             f"There is no room for {path} ({error.strerror}): make some, or set SEMINORM_CACHE to a folder on another "
             "disk, and do the same again."
         ) from error

@@ -16,7 +16,7 @@ from torch import Tensor
 from common import randomness
 
 from .batches import DataSplit
-from .cache import cache_directory, make_folder
+from .cache import NoRoom, cache_directory, make_folder
 
 Toy = Literal["checkerboard", "8gaussians", "2spirals", "pinwheel", "moons", "rings"]
 Table = Literal["wine", "breast_cancer"]
@@ -179,6 +179,8 @@ def _torchvision(name: Image, data_root: str | os.PathLike | None) -> tuple[Tens
             root.parent.mkdir(exist_ok=True)
             make_folder(root, read)
         train, test = read(root)
+    except NoRoom:
+        raise
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the images of {name!r} cannot be had in {root} ({' '.join(str(error).split())}): connect to a network, "

@@ -168,10 +168,13 @@ def measure(experiment: str, options: Options) -> None:
         run = runs[seed]
         batch = batch_of(run.test_set(), measured.batch_size, number)
         rows = measure_batch(measured, run.model(), batch, EXPERIMENTS[experiment].gradients.loss_function)
+        made_on = provenance.describe(torch.device("cpu"))
+        then = saved.get("provenance", made_on)
         saved = {
             "run": run.path.parent.relative_to(weights_dir).as_posix(),
             "config": {name: value for name, value in run.results.config.items() if name != "seed"},
-            "provenance": provenance.describe(torch.device("cpu")),
+            "provenance": made_on
+            | {name: provenance.joined(then[name], made_on[name]) for name in ("device_name", "commit")},
             "batch_size": measured.batch_size,
             "reference": measured.reference,
             "judge": measured.judge,

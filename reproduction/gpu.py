@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import functools
 import importlib
-import json
 import os
 import statistics
 import subprocess
@@ -31,7 +30,7 @@ from torchadjoint import arguments
 
 from .experiments import EXPERIMENTS
 from .gradients import relative_error
-from .measurements import save_record
+from .measurements import read_record, save_record
 from .runs import load_data
 from .typesetting import Table
 
@@ -184,9 +183,11 @@ def table(rows: list[dict]) -> pandas.DataFrame:
 def tables(results_dir: str) -> list[Table]:
     """What `main` kept in this folder, for the report: one table, or none."""
     path = Path(results_dir, FILE)
-    if not path.exists():
+    record = read_record(path)
+    if record is None:
         return []
-    record = json.loads(path.read_text())
+    if not isinstance(record, dict) or not {"provenance", "rows", "rounds"} <= record.keys():
+        raise ValueError(f"{path} is not what `make gpu` writes: move it away, and do that again")
     note = (
         f"{record['provenance']['device_name']}; median of {record['rounds']} rounds, by the clock. Difference: of the "
         f"gradient from that of `{KERNELS}`, over its norm. The tests that need a GPU "

@@ -7,15 +7,17 @@ import os
 import re
 import time
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torchdiffeq
 
 from benchmarks.adjoints import measuring, names, results, sessions
 from benchmarks.adjoints.arrays import TORCH
-from benchmarks.adjoints.contestants import interpolated, ours, with_torchdiffeq
-from benchmarks.adjoints.contract import Gradient, Problem, loss
+from benchmarks.adjoints.contestants import interpolated, ours, with_diffrax, with_torchdiffeq, with_torchode
+from benchmarks.adjoints.contract import MAX_STEPS, Gradient, Problem, loss
 from benchmarks.adjoints.names import Contestant, choose, contestants_of, find_contestants, find_problems
 from benchmarks.adjoints.references import refer
 from torchadjoint import METHODS, solve
@@ -143,7 +145,7 @@ def test_tolerances_and_dtype_reach_the_solver(name):
     assert 0 < np.linalg.norm(rounded - loose.flat(problem)) < 1e-3 * np.linalg.norm(rounded)
 
 
-def test_each_of_our_contestants_is_what_its_name_says():
+def test_each_contestant_is_what_its_name_says():
     for name, way in ours.WAYS.items():
         words = name.removeprefix("ours, ").split(", ")
         adjoint, others = way.adjoint, set(words[1:])
@@ -158,6 +160,74 @@ def test_each_of_our_contestants_is_what_its_name_says():
         assert way.is_adjoint == ("adjoint" in name)
         assert way.norm == ("seminorm" if "seminorm" in name else None)
         assert way.is_compiled == ("compiled" in name)
+    classes = {"recursive checkpoints": "RecursiveCheckpoint", "direct": "Direct", "backsolve": "Backsolve"}
+    for name, way in with_diffrax.WAYS.items():
+        _, adjoint, *others = name.split(", ")
+        assert way.adjoint == f"{classes[adjoint]}Adjoint"
+        assert way.solver.lower() == next((word for word in others if word in METHODS), "dopri5")
+        assert way.is_seminorm == ("seminorm" in others)
+    for name, (adjoint, method) in with_torchode.WAYS.items():
+        assert adjoint == ("JointBacksolveAdjoint" if "joint backsolve" in name else "AutoDiffAdjoint")
+        assert method == ("Tsit5" if "tsit5" in name else "Dopri5")
+
+
+JUMPING = dataclasses.replace(find_problems()["neural-cde"], times=np.array([0.0, 3.0]), jumps=(1.0, 2.0))
+
+
+@pytest.mark.parametrize("way", ours.WAYS.values(), ids=ours.WAYS)
+def test_our_solve_gets_the_way_and_the_jumps(way, monkeypatch):
+    def spy(*arguments, **options):
+        calls.append(options)
+        return solve(*arguments, **{**options, "compile": False})
+
+    calls = []
+    monkeypatch.setattr(ours, "solve", spy)
+    monkeypatch.setattr(ours, "IS_TORCH_NEW_ENOUGH", True)
+    ours.prepare(JUMPING, way, rtol=1e-2, atol=1e-3, dtype="float64")()
+    [options] = calls
+    assert (options["adjoint"], options["method"], options["compile"]) == (way.adjoint, way.method, way.compile)
+    assert (options["rtol"], options["atol"], options["max_num_steps"]) == (1e-2, 1e-3, MAX_STEPS)
+    assert options["jump_t"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("way", with_torchdiffeq.WAYS.values(), ids=with_torchdiffeq.WAYS)
+def test_torchdiffeq_gets_the_way_and_the_jumps(way, monkeypatch):
+    asked, other = ("odeint_adjoint", "odeint") if way.is_adjoint else ("odeint", "odeint_adjoint")
+    spy = mock.Mock(wraps=getattr(torchdiffeq, asked))
+    monkeypatch.setattr(torchdiffeq, asked, spy)
+    monkeypatch.setattr(torchdiffeq, other, None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with_torchdiffeq.prepare(JUMPING, way, rtol=1e-2, atol=1e-3, dtype="float64")()
+    [((func, *_), options)] = spy.call_args_list
+    assert isinstance(func, with_torchdiffeq.CompiledField) == way.is_compiled
+    assert (options["method"], options["rtol"], options["atol"]) == ("dopri5", 1e-2, 1e-3)
+    for given in (options["options"], *([options["adjoint_options"]] if way.is_adjoint else [])):
+        assert (given["jump_t"].tolist(), given["max_num_steps"]) == ([1.0, 2.0], MAX_STEPS)
+    assert options.get("adjoint_options", {}).get("norm") == way.norm
+
+
+@pytest.mark.parametrize("way", with_diffrax.WAYS.values(), ids=with_diffrax.WAYS)
+def test_diffrax_gets_the_way_and_the_jumps(way, monkeypatch):
+    diffrax = pytest.importorskip("diffrax", reason="diffrax is not installed: pip install -r requirements-bench.txt")
+
+    def spy(term, solver, t0, t1, dt0, y0, **options):
+        calls.append((solver, options))
+        return types.SimpleNamespace(ys=y0[None])
+
+    calls = []
+    monkeypatch.setattr(diffrax, "diffeqsolve", spy)
+    monkeypatch.setattr("jax.jit", lambda function: function)
+    with_diffrax.prepare(JUMPING, way, rtol=1e-2, atol=1e-3, dtype="float64")()
+    [(solver, options)] = calls
+    assert (type(solver).__name__, type(options["adjoint"]).__name__) == (way.solver, way.adjoint)
+    controllers = [options["stepsize_controller"]]
+    if way.is_seminorm:
+        controllers.append(options["adjoint"].kwargs["stepsize_controller"])
+        assert controllers[1].controller.norm is diffrax.adjoint_rms_seminorm
+    assert controllers[0].controller.norm is not diffrax.adjoint_rms_seminorm
+    for controller in controllers:
+        assert controller.jump_ts.tolist() == [1.0, 2.0]
+        assert (controller.controller.rtol.item(), controller.controller.atol.item()) == (1e-2, 1e-3)
 
 
 def test_the_loss_is_a_mean_over_the_batch_alone():
@@ -172,6 +242,14 @@ def test_torchdiffeq_counts_each_direction(way, monkeypatch):
     assert (first.forward_nfe, first.backward_nfe) == (second.forward_nfe, second.backward_nfe)
     assert first.forward_nfe > 0
     assert (first.backward_nfe > 0) == way.is_adjoint
+
+
+@pytest.mark.parametrize("way", with_torchode.WAYS.values(), ids=with_torchode.WAYS)
+def test_torchode_counts_each_direction(way):
+    pytest.importorskip("torchode", reason="torchode is not installed: docs/which_adjoint.md says how")
+    gradient = with_torchode.prepare(PROBLEM, way, rtol=1e-4, atol=1e-6, dtype="float64")()
+    assert gradient.forward_nfe > 0
+    assert (gradient.backward_nfe > 0) == (way[0] == "JointBacksolveAdjoint")
 
 
 def test_diffrax_solves_the_same_problems():

@@ -1,5 +1,6 @@
 """Toys are drawn as described, splits are what they say, and what is lacking is a sentence."""
 
+import errno
 import math
 import sys
 import types
@@ -145,6 +146,16 @@ def test_what_cannot_be_downloaded_is_a_sentence(monkeypatch, tmp_path, error):
     ) as e:
         load(data="mnist", data_root=tmp_path, **OPTIONS)
     assert "\n" not in str(e.value)
+
+
+def test_a_disk_that_is_full_is_no_lack_of_a_network(monkeypatch, tmp_path):
+    def make(root, *, train, download):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fake_torchvision(monkeypatch, make)
+    monkeypatch.setenv("SEMINORM_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match="There is no room for"):
+        load(data="mnist", **OPTIONS)
 
 
 def test_missing_torchvision_is_a_sentence_that_names_what_needs_none(monkeypatch):

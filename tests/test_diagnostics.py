@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import random
+from problems import Model, Network, random, squares
 from records import saved_run
 
-from reproduction import diagnostics
+import flow
+from reproduction import diagnostics, gradients
 from reproduction.captions import caption
-from reproduction.experiments import EXPERIMENTS
+from reproduction.experiments import EXPERIMENTS, FLOW
 from reproduction.integral_errors import set_integrals
 from reproduction.measurements import path_of, save_record
 from reproduction.trained import TrainedRun
-from torchadjoint import METHODS
+from torchadjoint import METHODS, solve
+from torchadjoint.statistics import SolveStatistics
 
 
 def test_the_caption_says_what_the_reference_was(tmp_path):
@@ -87,6 +90,49 @@ def test_the_command_saves_strict_json_with_its_source(tmp_path, small_networks,
     steps = records["step_errors-acrobot.json"]["steps"]
     assert "a_theta" in steps["default"]
     assert "a_theta" not in steps["seminorm"]
+
+
+@pytest.mark.parametrize(
+    ("measurement", "pairs"),
+    [
+        ("gradient_errors", [(1e-6, 1e-7), (1e-2, 1e-4), (1e-3, 1e-5)]),
+        ("methods", [(1e-5, 1e-6), (1e-1, 1e-2), (1e-2, 1e-3)]),
+        ("losses", [(1e-1, 1e-2), (1e-2, 1e-3)]),
+        ("step_errors", [(1e-2, 1e-3), (1e-2, 1e-4), (1e-3, 1e-5)]),
+    ],
+)
+def test_solves_have_the_tolerances_that_records_say(measurement, pairs, monkeypatch):
+    def spy(*arguments, **options):
+        given.append((options["rtol"], options["atol"]))
+        return solve(*arguments, **options)
+
+    given = []
+    monkeypatch.setattr(gradients, "solve", spy)
+    monkeypatch.setattr(diagnostics, "METHODS", {"dopri5": METHODS["dopri5"]})
+    few = dict(loss_function=squares, adjoints=("discrete",), batch_size=2, num_batches=1)
+    setting = dataclasses.replace(
+        FLOW.gradients, **few, tolerances=((1e-2, 1e-4), (1e-3, 1e-5)), reference=(1e-6, 1e-7)
+    )
+    config = SimpleNamespace(rtol=1e-2, atol=1e-3, batch_size=2)
+    run = SimpleNamespace(card=SimpleNamespace(gradients=setting), config=config)
+    record = diagnostics.MEASUREMENTS[measurement](run, Model(Network()), (random(4, 3),))
+    said = [record["reference"]] if "reference" in record else []
+    rows = (record, *record.get("rows", ()), *record.get("shares", ()))
+    said += [(row["rtol"], row["atol"]) for row in rows if "rtol" in row]
+    assert list(dict.fromkeys(said)) == list(dict.fromkeys(given)) == pairs
+
+
+def test_growth_is_that_of_models_that_do_not_train(monkeypatch):
+    def spy(model, *_, **__):
+        is_training.append(model.training)
+        return None, SolveStatistics()
+
+    is_training = []
+    monkeypatch.setattr(diagnostics, "gradient_of", spy)
+    config = flow.Config("cpu", "seminorm", data="digits", width=1, batch_size=2)
+    run = SimpleNamespace(card=FLOW, config=config)
+    record = diagnostics.measure_growth(run, flow.build(config), (torch.zeros(6, 1, 8, 8),))
+    assert is_training == [False] * len(record["rows"]) != []
 
 
 def test_a_measurement_that_cannot_be_written_keeps_the_one_before(tmp_path, monkeypatch):

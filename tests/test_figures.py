@@ -292,9 +292,15 @@ def test_the_error_of_a_gradient_is_its_median_over_the_batches():
         for batch, (nfe, error) in enumerate([(30, 0.1), (10, 0.3), (20, 0.7)])
         for rtol in (1e-3, 1e-2)
     ]
-    errors, evaluations = diagnostic_figures.gradient_errors({"acrobot": {"rows": rows}}).axes
+    records = {"acrobot": {"rows": rows, "reference": [1e-5, 1e-5]}}
+    errors, evaluations = diagnostic_figures.gradient_errors(records).axes
     assert errors.get_lines()[0].get_xydata() == pytest.approx(np.array([[30, 0.3], [30, 0.3]]))
     assert evaluations.get_lines()[0].get_xydata() == pytest.approx(np.array([[1e-3, 20], [1e-2, 20]]))
+    # Errors near the reference's own are not drawn.
+    records["acrobot"]["reference"] = [1e-4, 1e-4]
+    errors, evaluations = diagnostic_figures.gradient_errors(records).axes
+    assert errors.get_lines()[0].get_xydata() == pytest.approx(np.array([[30, 0.3]]))
+    assert len(evaluations.get_lines()[0].get_xydata()) == 2
 
 
 def test_shares_of_steps_are_stacked():

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import acrobot
+import flow
 from reproduction import gpu, page
 from torchadjoint import replay
+from torchadjoint.statistics import SolveStatistics
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,17 @@ def test_every_way_takes_the_step(rows):
     assert list(rows) == list(gpu.WAYS)
     assert all(row["milliseconds"] > 0 and row["forward_nfe"] > 0 for row in rows.values())
     assert rows["ours, discrete"]["backward_nfe"] < rows[gpu.GRAPHS]["backward_nfe"]
+
+
+def test_no_step_draws_as_a_training_does(monkeypatch):
+    def spy(model, *_):
+        is_training.append(model.training)
+        return torch.ones(1), SolveStatistics(), 0.0
+
+    is_training = []
+    monkeypatch.setattr(gpu, "_gradient_step", spy)
+    gpu.gradient_steps("flow", flow.Config("cpu", "seminorm", data="digits", width=1, batch_size=2), num_rounds=1)
+    assert is_training == [False] * 3 * len(gpu.WAYS), "a warm-up, the numbers and a round"
 
 
 def test_graphs_do_not_change_the_gradient_and_adjoints_do(rows):
@@ -65,6 +78,13 @@ def test_columns_have_what_their_headings_say():
     row = dict(experiment="acrobot", batch_size=8, way="w", forward_nfe=1, backward_nfe=2, milliseconds=3, mebibytes=4)
     [text] = gpu.table([row | {"difference": 0.0}]).to_dict("records")
     assert (text["NFE"], text["ms"], text["MiB"], text["difference"]) == ("1 + 2", "3", "4", "0e+00")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "torn"])
+def test_a_foreign_file_is_named(tmp_path, content):
+    (tmp_path / gpu.FILE).write_text(content)
+    with pytest.raises(ValueError, match=gpu.FILE):
+        gpu.tables(str(tmp_path))
 
 
 def test_tests_that_failed_are_told(rows, tmp_path):

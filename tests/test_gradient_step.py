@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pytest
 import torch
+import torchdiffeq
 from prose import RESULTS
 from torch import nn
 from torch.nn import functional
@@ -20,7 +22,11 @@ import speech_commands
 from benchmarks import gradient_step, problems
 from benchmarks.gradient_step import SUMMARY_BEGIN, SUMMARY_END
 from benchmarks.problems import Contestant, Problem
+from benchmarks.published_field import PublishedField
 from datasets import acrobot as acrobot_data
+from datasets import flow as flow_data
+from datasets import speech_commands as speech_commands_data
+from datasets.batches import Batches
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,6 +100,70 @@ def test_stock_torchdiffeq_counts_and_gives_the_same():
         counted = solution.statistics
         assert (counted.forward.nfe > 0) == (counted.backward.nfe > 0) == is_counted
     torch.testing.assert_close(solved[True], solved[False])
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+@pytest.mark.parametrize("norm", [None, "seminorm"])
+def test_stock_torchdiffeq_gets_the_jumps_the_norm_and_the_field(is_published, norm, monkeypatch):
+    def spy(func, y0, t, **options):
+        calls.append((func, options))
+        return y0.expand(len(t), *y0.shape)
+
+    calls = []
+    monkeypatch.setattr(torchdiffeq, "odeint_adjoint", spy)
+    field, y0, t, jumps = nn.Identity(), torch.ones(2), torch.tensor([0.0, 1.0]), torch.tensor([0.5])
+    for given in ({}, dict(jump_t=jumps)):
+        problems._solve_stock(field, y0, t, norm=norm, is_published=is_published, rtol=1e-3, atol=1e-4, **given)
+        func, options = calls.pop()
+        assert type(func) is (PublishedField if is_published else nn.Identity)
+        assert (options["method"], options["rtol"], options["atol"]) == ("dopri5", 1e-3, 1e-4)
+        assert options["options"] == given
+        assert options["adjoint_options"] == given | ({} if norm is None else dict(norm=norm))
+
+
+@pytest.mark.parametrize(
+    ("build", "rtol", "atol"),
+    [
+        (functools.partial(problems.neural_cde, 3, "synthetic"), 1e-3, 1e-6),
+        (problems.symplectic_ode_net, 1e-4, 1e-4),
+        (problems.neural_ode, 1e-5, 1e-7),
+        (problems.continuous_flow, 1e-5, 1e-5),
+    ],
+    ids=["neural_cde", "symplectic_ode_net", "neural_ode", "continuous_flow"],
+)
+def test_each_way_is_what_its_name_says(build, rtol, atol, monkeypatch):
+    data = SimpleNamespace(train=Batches((torch.zeros(3, 2),), 3))
+    for module in (acrobot_data, flow_data, speech_commands_data):
+        monkeypatch.setattr(module, "load", lambda **_: data)
+    monkeypatch.setattr(problems, "_train_briefly", lambda *_, **__: None)
+    monkeypatch.setattr(problems, "is_installed", lambda package: False)
+    monkeypatch.setattr(problems, "_step", lambda *arguments: arguments[-1])
+    contestants = build(1).contestants
+    assert contestants[0].name == "torchdiffeq, its default norm"
+    for contestant in contestants:
+        solver, counting = contestant.step(), contestant.count()
+        library, name, *others = contestant.name.split(", ")
+        options = solver.keywords
+        assert (options.pop("rtol"), options.pop("atol")) == (rtol, atol)
+        assert counting.func is solver.func
+        if library == "torchdiffeq":
+            expected = dict(norm="seminorm") if name == "seminorm" else {}
+            if build is problems.symplectic_ode_net and "our field" not in others:
+                expected["is_published"] = True
+            assert (solver.func, options) == (problems._solve_stock, expected)
+            assert counting.keywords["is_counted"]
+            continue
+        adjoint = options["adjoint"]
+        assert (adjoint if isinstance(adjoint, str) else adjoint.name) == name
+        assert getattr(adjoint, "warm_start", False) == ("warm start" in others)
+        extents = {"one stage at a time": "stage", "all stages kept": "solve"}
+        extent = next((extents[word] for word in others if word in extents), "step")
+        assert getattr(adjoint, "linearised", "step") == extent
+        assert options.get("compile", False) == ("solve" if "compiled solve" in others else "compiled" in others)
+        is_unweighed = "integrals unweighed" in others
+        assert (options.get("integrals", 0), options.get("weigh_integrals", True)) == (is_unweighed, not is_unweighed)
+        by_autograd = problems._solve_traceable if "compiled" in others else problems._solve_unfused
+        assert solver.func is (by_autograd if "autograd's field" in others else problems.solve)
 
 
 def test_what_is_printed_is_kept(monkeypatch, tmp_path, capsys):
@@ -220,3 +290,17 @@ def test_diffrax_solves_the_same_problem(name, monkeypatch):
     monkeypatch.setattr(with_diffrax, "_step", lambda loss, weights: lambda: loss(weights)[::-1])
     step = getattr(with_diffrax, name)(model, *batch, *others, adjoint=with_diffrax.ADJOINTS[1], **tolerances)
     assert step()[1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_diffrax_weighs_what_its_names_say():
+    diffrax = pytest.importorskip("diffrax", reason="diffrax is not installed: pip install -r requirements-bench.txt")
+    from benchmarks import with_diffrax
+
+    tolerances = dict(rtol=1e-3, atol=1e-4)
+    backsolve, checkpoints = (
+        with_diffrax._adjoint(name, functools.partial(diffrax.PIDController, **tolerances))
+        for name in ("diffrax, backsolve with the seminorm", "diffrax, recursive checkpoints")
+    )
+    assert isinstance(backsolve, diffrax.BacksolveAdjoint)
+    assert backsolve.kwargs["stepsize_controller"].norm is diffrax.adjoint_rms_seminorm
+    assert isinstance(checkpoints, diffrax.RecursiveCheckpointAdjoint)

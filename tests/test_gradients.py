@@ -19,6 +19,7 @@ from reproduction.gradients import (
     losses,
     step_errors,
 )
+from torchadjoint import solve
 
 
 def test_an_error_is_the_distance_from_the_exact_gradient_and_falls_with_the_tolerance(monkeypatch):
@@ -78,6 +79,22 @@ def test_losses_are_those_of_the_method_and_right_answers_are_counted():
     loose = [abs(row["loss"]) for row in found(last, nn.functional.mse_loss, 1e-2)]
     assert min(loose) > 1e-8
     assert loose[0] != pytest.approx(loose[1], rel=0.1)
+
+
+def test_solves_have_the_tolerances_that_rows_say(monkeypatch):
+    def spy(*arguments, **options):
+        given.append((options["rtol"], options["atol"]))
+        return solve(*arguments, **options)
+
+    given = []
+    monkeypatch.setattr(gradients, "solve", spy)
+    model, y0, pairs, reference = Model(Growth()), random(4, 3), [(1e-2, 1e-4), (1e-3, 1e-6)], (1e-5, 1e-8)
+    rows = gradient_errors(model, [(y0,)], squares, tolerances=pairs, adjoints=("discrete",), reference=reference)
+    assert [(row["rtol"], row["atol"]) for row in rows] == pairs
+    assert given == [reference, reference, *pairs]
+    given.clear()
+    rows = losses(model, (y0, y0), nn.functional.mse_loss, tolerances=pairs, methods=("dopri5",))
+    assert [(row["rtol"], row["atol"]) for row in rows] == given == pairs
 
 
 def test_references_are_two_decades_tighter_than_what_they_judge():

@@ -55,7 +55,8 @@ def solve(problem: Problem) -> Solution:
         adjoint_options: the options of the backward solve, in a dict; if not given, those of the forward solve, as far
             as the method has them. Its norm is the adjoint's.
         adjoint_params: the tensors to differentiate with respect to, of which none may be computed from another, nor
-            retain its gradient if it is no leaf; `func.parameters()` if not given.
+            retain its gradient if it is no leaf; `func.parameters()` if not given. Then a warning names what else func
+            holds that requires a gradient, as it gets none.
         integrals: how many tensors at the end of a tuple y0 are integrals: func never reads them. Then their adjoints
             are constant, and the backward solve leaves both out of its state and so of its norm. (There func is given
             NaN for them: one that computes with them after all ends in a SolverError.) `norm`, `grid_constructor` and
@@ -66,8 +67,8 @@ def solve(problem: Problem) -> Solution:
         compile: whether torch.compile makes one function of each direction's steps, at the first use for a field and a
             shape, in seconds to minutes. It compiles `func` even if that has a `fused_field`. The adjoint must be
             `seminorm` or `discrete`, and func an nn.Module that torch.compile can take as a whole. What func reads
-            besides its arguments is looked at once a solve. A compiled attempt of the seminorm computes its parameters'
-            part before it is accepted, and any attempt its last stage whoever needs it. "solve" compiles the loop over
+            besides its arguments is looked at once a solve. Every compiled attempt evaluates its last stage, and one of
+            the seminorm computes its parameters' part, even if it is rejected. "solve" compiles the loop over
             the steps too, forward and backward, so that Python is back once in up to 128 attempts. That needs the
             adjoint `discrete`, unless nothing is differentiated, a method with error control, torch 2.14, and neither
             `step_t` nor an observer nor callbacks.
