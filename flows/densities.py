@@ -1,4 +1,4 @@
-"""Densities learnt by flows: of points and of images. `flow.py` trains them, and draws samples from them."""
+"""Densities learnt by flows: of points and of images. `flow.py` trains them."""
 
 import math
 from collections.abc import Callable

@@ -129,7 +129,8 @@ def test_the_error_of_the_dense_output_in_one_step_is_of_order_five(fraction):
     ],
 )
 def test_next_step_size(error_ratio, factor):
-    assert next_step_size(0.3, error_ratio) == pytest.approx(0.3 * factor, rel=1e-12)
+    found = next_step_size(0.3, error_ratio, safety=0.9, ifactor=10.0, dfactor=0.2)
+    assert found == pytest.approx(0.3 * factor, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CACHES_GRAPHS_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+CACHES_GRAPHS_ALONE = torch.__version__ >= "2.14"
 """Whether autocast keeps only what it has cast with a graph, as 2.14 does and 2.6 does not. Of an older torch the graph
 of an evaluation may end in what one without a graph has cast; there everything is cast anew."""
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import arguments
 from .methods import RungeKutta
-from .methods.runge_kutta import LARGEST_GROWTH, LARGEST_SHRINKAGE, SAFETY
 
 DEFAULT_MAX_NUM_STEPS = 100_000
 OF_ERROR_CONTROL = ("first_step", "step_t", "min_step", "max_step", "safety", "ifactor", "dfactor")
@@ -43,11 +42,12 @@ class Stepping:
     min_step: float = 0.0
     """A step of this size or a smaller one is accepted, however large its error, if that is finite."""
     max_step: float = math.inf
-    safety: float = SAFETY
+    # torchdiffeq's constants, so that the steps can be compared one by one.
+    safety: float = 0.9
     """The part of the step that the error would allow that is taken."""
-    ifactor: float = LARGEST_GROWTH
+    ifactor: float = 10.0
     """By how much a step may grow."""
-    dfactor: float = LARGEST_SHRINKAGE
+    dfactor: float = 0.2
     """By how much a step may shrink."""
     step_size: float | None = None
     """Size of fixed steps; by default a step goes from one output time to the next."""

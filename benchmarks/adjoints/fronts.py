@@ -13,6 +13,8 @@ TARGETS = (1e-2, 1e-4, 1e-6)
 """The errors of the gradient at which ways are compared."""
 CLOSE = 1.4
 """Up to how many times the least time counts as good as the best: about what the rounds of a measurement differ by."""
+DISCRETE = "ours, discrete"
+"""What others are compared with."""
 WRONG = 0.1
 """A gradient with such an error or a larger one has failed."""
 BACKSOLVES = ("default", "per-tensor", "seminorm", "adjoint", "backsolve")
@@ -185,15 +187,15 @@ class Failures:
     """Whether `discrete` fails, with the same method."""
 
 
-def failures(all_results: Iterable[Results], discrete: str = "ours, discrete") -> list[Failures]:
+def failures(all_results: Iterable[Results]) -> list[Failures]:
     """Who fails, wherever `discrete` and some backward solve were measured."""
     all_results = list(all_results)
     found = []
     for problem, rtol in sorted({(it.problem, m.rtol) for it in all_results for m in it.measurements}):
         ways = {it.contestant: _has_failed(it, rtol) for it in all_results if it.problem == problem}
         backsolves = {way: fails for way, fails in ways.items() if is_backsolve(way) and fails is not None}
-        if backsolves and ways.get(discrete) is not None:
-            found.append(Failures(problem, rtol, backsolves, ways[discrete]))
+        if backsolves and ways.get(DISCRETE) is not None:
+            found.append(Failures(problem, rtol, backsolves, ways[DISCRETE]))
     return found
 
 

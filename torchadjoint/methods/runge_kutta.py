@@ -1,14 +1,12 @@
 """A Runge-Kutta method as a table of numbers, and the step-size rules, in plain floats. Solvers use it.
 
-Step-size control and first step: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section II.4,
-with torchdiffeq's constants, so that the steps can be compared one by one.
+Step-size control and first step: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section II.4.
 """
 
 import functools
 import math
 from dataclasses import dataclass
 
-SAFETY, LARGEST_GROWTH, LARGEST_SHRINKAGE = 0.9, 10.0, 0.2
 CONSISTENCY = 1e-6
 """How far sums in a table may be off: published tables are rounded."""
 
@@ -128,9 +126,9 @@ class RungeKutta:
         dt: float,
         error_ratio: float,
         *,
-        safety: float = SAFETY,
-        ifactor: float = LARGEST_GROWTH,
-        dfactor: float = LARGEST_SHRINKAGE,
+        safety: float,
+        ifactor: float,
+        dfactor: float,
     ) -> float:
         """The size to try after a step of size `dt` whose error was `error_ratio` times the tolerance.
 

@@ -35,11 +35,10 @@ def _fitted(
     *,
     activation: str = "tanh",
     power: int = 1,
-    radius: float = 2.0,
 ) -> dict[str, np.ndarray]:
-    """Weights and biases by name, fitted to a motion at random points of about this radius."""
+    """Weights and biases by name, fitted to a motion at random points."""
     numbers = np.random.default_rng(sum(widths))
-    points = radius * numbers.normal(size=(4000, widths[0])) / 2
+    points = numbers.normal(size=(4000, widths[0]))
     parameters, response = {}, points**power
     for layer, (before, after) in enumerate(itertools.pairwise(widths[:-1]), start=1):
         weight = numbers.normal(size=(after, before)) * 1.5 / before**0.5
