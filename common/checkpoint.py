@@ -96,6 +96,8 @@ class Checkpoint:
         with self._foreign_content_named():
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             schema, then = stored["schema"], dict(stored["identity"])
+            if "split" not in self.identity:
+                then.pop("split", None)  # where files from before have the digest
             # Not by the name of a setting.
             then["digest of the data"] = stored["state"]["provenance"]["split"]
         if schema != SCHEMA:

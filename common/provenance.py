@@ -24,6 +24,8 @@ PACKAGES = (
 )
 THEN = ", then "
 """Between the devices of a run that was resumed on another one, and between its commits."""
+THREADS = " threads)"
+"""What the name of a device ends with if its number of threads changed."""
 NUMBERS = {"family": "cpu family", "model": "model"}
 """What tells the generation of a CPU, and what /proc/cpuinfo calls it."""
 
@@ -54,10 +56,13 @@ class Provenance(Record):
         no seconds of one device.
         """
 
-        devices = [it.device_name for it in (earlier, self)]
-        if earlier.num_threads != self.num_threads:
-            devices = [f"{it.device_name} ({it.num_threads} threads)" for it in (earlier, self)]
-        return replace(self, device_name=joined(*devices), commit=joined(earlier.commit, self.commit))
+        then, now = earlier.device_name, self.device_name
+        if THREADS in then or earlier.num_threads != self.num_threads:
+            then, now = (
+                name if THREADS in name else f"{name} ({it.num_threads}{THREADS}"
+                for name, it in ((then, earlier), (now, self))
+            )
+        return replace(self, device_name=joined(then, now), commit=joined(earlier.commit, self.commit))
 
 
 def short_commit(commit: str | None) -> str:

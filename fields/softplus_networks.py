@@ -1,9 +1,9 @@
 """Softplus networks with derivatives along two directions, and their products by hand. `SymplecticField` uses them.
 
 They are worked in negated form. With -x for x, a layer followed by softplus is log(sigmoid(W x - b)), whose derivative
-1 - sigmoid comes for free. On AMD that takes a small part of the time of softplus itself in float32, and in float64 as
-long. Inputs and outputs are negated too, and have the
-batch last, being narrow: (width, rows * batch), where the rows are a value and its derivatives along the directions.
+1 - sigmoid comes for free. In float32 that takes a small part of softplus's time on AMD; in float64 it takes as long.
+Inputs and outputs are negated too, and have the batch last, being narrow: (width, rows * batch), where the rows are a
+value and its derivatives along the directions.
 """
 
 from collections.abc import Sequence

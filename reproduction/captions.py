@@ -85,8 +85,8 @@ CAPTIONS = {
         "To the left, points are tolerances, means over batches and weights; filled with dopri5, hollow with bosh3. To "
         "the right, a way saves evaluations where it lies left of the line, at three tolerances from loose to tight; "
         "bars are 95 % intervals, as wide as the wider one of two, over the batches and over the weights. An arrow to "
-        "the left: by some of the weights the way is more exact than default at any tolerance, so that end is open; to "
-        "the right: it is less exact.",
+        "the left: the way is more exact than default at any tolerance, so it costs this much at most; to the right: "
+        "it is less exact, so at least; to both sides: by some of the weights, so that there is no interval.",
     ),
     "flow-densities": Caption(
         "Flows: data, density and samples",

@@ -156,8 +156,9 @@ Intervals are those of {100 * CONFIDENCE:.0f} % by Student's t, and n is what th
 measured with several sets of weights, an interval reaches as far as the wider one of two, over batches and over
 weights. *Not confirmed*: the interval leaves it open, or there is one pair of runs and so no interval. *Not testable
 here*: runs or measurements are missing, and as soon as they are there the claim is judged. The runs are smaller than
-the paper's; how large they are stands with each claim. *At most* and *at least*: the number is a bound. An interval
-without one of its ends is open there, as the number is a bound by some of the weights.
+the paper's; how large they are stands with each claim. *At most* and *at least*: the number is a bound. *Open*:
+it is one by some of the weights, so that there is no interval. An n of 8 x 3 is 8 batches with each of 3 sets of
+weights; over the latter the interval is mostly the wider one.
 
 Some numbers have no interval, such as those of one batch or of a fit. Their rules look at the number itself, so the
 verdict is of what was measured and says nothing beyond. Of many intervals of {100 * CONFIDENCE:.0f} % some miss by
@@ -185,13 +186,16 @@ def _table(judged: list[tuple[Claim, Verdict, Finding | str]]) -> Iterator[str]:
 
 def _cells(claim: Claim, finding: Finding) -> list[str]:
     number, ends = claim.show(finding.value), [claim.show(end) for end in (finding.low, finding.high)]
+    count = f"{finding.num} x {len(finding.of_weights)}" if finding.of_weights else str(finding.num)
     if math.isnan(finding.low) or math.isnan(finding.high):
-        return [number, "-", str(finding.num)]
+        return [number, "-", count]
+    if math.isinf(finding.low) and math.isinf(finding.high):
+        return [number, "open", count]
     if math.isinf(finding.low):
-        return [f"at most {number}" if finding.is_bound else number, f"to {ends[1]}", str(finding.num)]
+        return [f"at most {number}", f"to {ends[1]}", count]
     if math.isinf(finding.high):
-        return [f"at least {number}" if finding.is_bound else number, f"from {ends[0]}", str(finding.num)]
-    return [number, " to ".join(ends), str(finding.num)]
+        return [f"at least {number}", f"from {ends[0]}", count]
+    return [number, " to ".join(ends), count]
 
 
 def _behind(judged: list[tuple[Claim, Verdict, Finding | str]], directory: Path) -> Iterator[str]:

@@ -35,7 +35,8 @@ INCIDENTAL = (*FREE_TO_DIFFER, "data_root")
 class Finding:
     """A number, the ends of its 95 % interval, of how many things, and the files behind.
 
-    The ends are NaN where there is no interval. One is infinite if the number is a bound, by some weights or by all.
+    The ends are NaN where there is no interval. One is infinite if the number is a bound, both if it is one by some of
+    the weights.
     """
 
     value: float
@@ -47,7 +48,7 @@ class Finding:
     files: tuple[Path, ...]
     note: str = ""
     is_bound: bool = False
-    """Whether the number is one by all weights together."""
+    """Whether the number, over all weights, is a bound."""
     of_weights: tuple[tuple[float, float], ...] = ()
     """The number by each set of weights alone, where gradients are measured: twice, or a bound and infinity."""
 
@@ -94,7 +95,7 @@ class Evidence:
     def pairs(self, way: Way, baseline: Way, num_epochs: int | None = None) -> list[tuple[Path, Path]]:
         """Runs of both with the same seed, data, epochs and other settings.
 
-        Of several numbers of epochs that which is asked for counts, else that with the most pairs, among equals the
+        Of several numbers of epochs the one asked for counts, or else the one with the most pairs, among equals the
         largest.
         """
         mine, theirs = self._keyed(way), self._keyed(baseline)

@@ -37,10 +37,10 @@ class Ratio:
     middle: float
     low: float
     high: float
-    """The ends are NaN of a single batch. One is infinite if the middle is a bound, by some weights or by all."""
+    """The ends are NaN of a single batch. One is infinite if the middle is a bound, both if it is by some weights."""
     num_batches: int
     is_bound: bool = False
-    """Whether it is one by all weights together."""
+    """Whether the middle, over all weights, is a bound."""
     of_weights: tuple["Ratio", ...] = ()
     """By each set of weights alone, if there are several."""
 
@@ -50,20 +50,17 @@ class Ratio:
         return (self.low if math.isinf(self.low) else self.middle, self.high if math.isinf(self.high) else self.middle)
 
     def widened(self, alone: Sequence["Ratio"]) -> "Ratio":
-        """This ratio, whose interval is over the batches, with one that is as wide as that over the weights, too.
+        """This ratio, whose interval is over the batches, widened to cover the interval over the weights.
 
-        For the latter a bound among the ratios by each set of weights `alone` counts as its number, and leaves its end
-        open.
+        Where all the ratios by each set of weights `alone` are bounds, they count as numbers. Where some are, there is
+        no interval over the weights, and both ends are open.
         """
+        if len({ratio.is_bound for ratio in alone}) > 1:
+            return replace(self, low=-math.inf, high=math.inf, of_weights=tuple(alone))
         logarithms = numpy.log([ratio.middle for ratio in alone])
         half = half_width(logarithms)
         low, high = (float(numpy.exp(logarithms.mean() + side * half)) for side in (-1, 1))
-        return replace(
-            self,
-            low=min(self.low, low, *(ratio.low for ratio in alone if math.isinf(ratio.low))),
-            high=max(self.high, high, *(ratio.high for ratio in alone if math.isinf(ratio.high))),
-            of_weights=tuple(alone),
-        )
+        return replace(self, low=min(self.low, low), high=max(self.high, high), of_weights=tuple(alone))
 
 
 @dataclass(frozen=True)

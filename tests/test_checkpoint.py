@@ -120,11 +120,12 @@ def test_a_run_that_goes_on_elsewhere_names_both_devices_and_commits(tmp_path, m
 
 
 def test_a_run_that_goes_on_with_other_threads_names_their_numbers(tmp_path, monkeypatch):
-    for number in (8, 1):
+    for number, when in ((8, 2), (1, 2), (1, 2), (8, None)):
         made_on = describe(torch.device("cpu")) | {"device_name": "one", "num_threads": number}
         monkeypatch.setattr(training, "describe", lambda device, made_on=made_on: made_on)
-        with pytest.raises(Interrupted) if number == 8 else contextlib.nullcontext():
-            run(make_config(tmp_path, resume=True), model=model_of(send(signal.SIGINT) if number == 8 else None, 2))
+        model = model_of(send(signal.SIGINT) if when else None, when)
+        with pytest.raises(Interrupted) if when else contextlib.nullcontext():
+            run(make_config(tmp_path, resume=True), model=model)
     [results] = [load(path) for path in tmp_path.rglob("*.json") if load(path).status == "completed"]
     assert results.provenance.device_name == "one (8 threads), then one (1 threads)"
 

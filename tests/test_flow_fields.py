@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import Plain, random
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from fields.concatsquash import ConcatSquashField
 from fields.convolutions import ConvolutionsField
@@ -49,10 +49,15 @@ class Halved(nn.Module):
         return weight / 2
 
 
+def halve(layer):
+    parametrize.register_parametrization(layer, "weight", Halved())
+
+
+@pytest.mark.parametrize("change", [halve, lambda layer: prune.random_unstructured(layer, "weight", amount=0.5)])
 @pytest.mark.parametrize("adjoint", ["seminorm", "discrete"])
-def test_a_network_that_is_parametrized_goes_through_autograd(adjoint):
+def test_a_network_whose_weights_are_computed_goes_through_autograd(adjoint, change):
     func, x = make((2, 3, 3)), random(5, 2, 3, 3)
-    parametrize.register_parametrization(func.network.layers[1], "weight", Halved())
+    change(func.network.layers[1])
     gradients = []
     for each in (func, Plain(func)):
         loss = solve(each, (x, x.new_zeros(5)), TIMES, rtol=1e-6, atol=1e-6, adjoint=adjoint).y[0].square().sum()

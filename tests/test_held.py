@@ -9,6 +9,7 @@ import pytest
 import torch
 from problems import F64, Network, T, backward, random, solve
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from torchadjoint import Discrete, SolverError, odeint, odeint_adjoint
@@ -271,11 +272,11 @@ class Conditioned(Network):
 def test_a_tensor_that_gets_no_gradient_is_named(by):
     func, y0, weight = Conditioned(), random(4, 3), random(3).requires_grad_()
     func.context = 2 * weight
-    with pytest.warns(
-        UserWarning, match="func holds 'context', which requires a gradient but is no parameter"
-    ) as found:
+    func.another = func.context
+    with pytest.warns(UserWarning, match="func holds 'another' and 'context', which need a gradient") as found:
         by(func, y0, T)
     assert Path(found[0].filename).name == ("api.py" if by is odeint_adjoint else "problems.py"), "who called solve"
+    del func.another
     y = by(func, y0, T, adjoint_params=(*func.parameters(), func.context))
     (y if by is odeint_adjoint else y.y).sum().backward()
     assert weight.grad.abs().min() > 0
@@ -283,6 +284,39 @@ def test_a_tensor_that_gets_no_gradient_is_named(by):
         by(func, y0, T)
     func.context = func.context.detach()
     by(func, y0, T)
+
+
+class Remembering(Network):
+    """Makes a count and a state of its own in the first evaluation, and another state in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.last = None
+
+    def forward(self, t, y):
+        if self.count is None:
+            self.count = torch.zeros(())
+        self.count += 1
+        self.last = super().forward(t, y)
+        return self.last
+
+
+@pytest.mark.parametrize("adjoint", ["seminorm", "discrete", Discrete(linearised="stage")])
+def test_what_a_field_makes_and_changes_itself_may_change(adjoint):
+    func, y0 = Remembering(), random(4, 3)
+    first, second = (solve(func, y0, T, adjoint=adjoint).y.sum() for _ in range(2))
+    (first + second).backward(retain_graph=True)
+    func.count.zero_()
+    first.backward()
+
+
+@pytest.mark.parametrize("change", [prune.random_unstructured, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_tensors_that_hooks_compute_from_parameters_are_differentiated(change):
+    func = Network()
+    change(func.first, "weight", **({"amount": 0.5} if change is prune.random_unstructured else {}))
+    solve(func, random(4, 3), T).y.sum().backward()
+    assert all(parameter.grad.norm() > 0 for parameter in func.parameters())
 
 
 class Cached(nn.Module):

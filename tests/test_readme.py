@@ -40,7 +40,7 @@ def test_what_is_older_than_the_changes(runs):
         **{("speech_commands", 1e-5, 8, norm): {0} for norm in ("default", "per-tensor", "seminorm")},
         **{("acrobot", 1e-4, 3, norm): {1, 2} for norm in ("default", "as-published", "seminorm")},
     }
-    says("at 1e-3, `seminorm` and `per-tensor`, `default` of seeds 1 and 2 and `discrete` of seed 0;")
+    says("at 1e-3: `seminorm` and `per-tensor`, `default` of seeds 1 and 2 and `discrete` of seed 0;")
     pairs = [
         (seed in seeds) != (seed in at_1e_3["default"])
         for seeds in ({0, 1, 2}, {0, 1, 2}, {0}, set())

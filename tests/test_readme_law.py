@@ -87,7 +87,7 @@ def test_the_table_at_equal_error():
 
 def shown(middle, ends, number):
     """A ratio over the batches and weights."""
-    assert number == "8"
+    assert number == "8 x 3"
     return f"{middle} ({ends})"
 
 

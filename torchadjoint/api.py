@@ -1,5 +1,6 @@
 """Solves of ordinary differential equations with a choice of gradient: `solve`, and torchdiffeq's two functions."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,15 @@ def solve(problem: Problem) -> Solution:
     if len(problem.times) == 1:
         solution = Standstill.apply(*inputs)
     else:
-        solution = DifferentiableSolve.apply(Plan(problem, differentiation, is_differentiated, statistics), *inputs)
+        plan = Plan(problem, differentiation, is_differentiated, statistics)
+        solution = DifferentiableSolve.apply(plan, *inputs)
+        if plan.without_gradient:
+            warnings.warn(
+                f"func holds {' and '.join(map(repr, plan.without_gradient))}, which need a gradient but are no "
+                "parameters, so the solve gives them none: name them in adjoint_params, behind those of "
+                "func.parameters(), or detach them",
+                stacklevel=4,
+            )
     return Solution(problem.split(solution) if problem.is_tuple else solution, statistics)
 
 

@@ -7,7 +7,7 @@ slots, numbered as the stages of a Runge-Kutta step are.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -129,9 +129,9 @@ class AutogradField:
         self.shape = shape
         self.time_gradient = time_gradient
         self.parameter_sizes = tuple(parameter.numel() for parameter in parameters)
-        self.is_first_of_solve = False
-        """Whether the next evaluation is the first of a solve that is differentiated. What func makes of parameters
-        then, and keeps, is differentiated too."""
+        self.after_first: Callable[[], None] | None = None
+        """Called after the next evaluation, if that is the first of a solve that is differentiated. What func makes of
+        parameters then, and keeps, is differentiated too."""
         self.points: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.cotangents: dict[int, Tensor] = {}
 
@@ -139,9 +139,11 @@ class AutogradField:
         """A field of `t` alone needs no telling."""
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
-        with torch.set_grad_enabled(self.is_first_of_solve):
+        after, self.after_first = self.after_first, None
+        with torch.set_grad_enabled(after is not None):
             derivative = checked_derivative(self.func(y.new_full((), t), y), y)
-        self.is_first_of_solve = False
+        if after is not None:
+            after()
         out.copy_(derivative.detach())
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:

@@ -22,6 +22,8 @@ class Held:
     value: Any
     version: int
     """Of a tensor: grows when it is changed in place."""
+    may_change: bool = False
+    """Whether the field itself changes the tensor in place, so that others may too."""
 
     @property
     def is_as_it_was(self) -> bool:
@@ -30,7 +32,7 @@ class Held:
 
     def refuse_changes(self) -> None:
         """Raise RuntimeError if this is a tensor that has been changed in place, as autograd does for what it saves."""
-        if isinstance(self.value, Tensor) and _version(self.value) != self.version:
+        if isinstance(self.value, Tensor) and _version(self.value) != self.version and not self.may_change:
             raise RuntimeError(
                 f"func holds the tensor {self.name!r}, which an in-place operation has changed since the forward pass "
                 "of a solve, and the backward pass would read it as it is now: change it after backward(), or solve a "

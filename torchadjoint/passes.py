@@ -1,6 +1,6 @@
 """The two passes of a solve, forward and backward, as one differentiable function: `api` is what calls it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,9 +25,28 @@ class Plan:
     statistics: SolveStatistics
     held: list[Held] = field(init=False)
     """What the field may read, besides its arguments: the backward pass reads the same."""
+    made: dict[int, Held] = field(init=False, default_factory=dict)
+    """What it has made itself in its first evaluation, by where that is held."""
+    without_gradient: list[str] = field(init=False, default_factory=list)
+    """The names of tensors that it holds and that require a gradient, but get none, as they are no parameters."""
 
     def __post_init__(self):
         self.held = held_by(self.problem.func) if self.is_differentiated else []
+
+    def after_first(self) -> None:
+        """Note what the field has made in its first evaluation."""
+        self.made = {id(it): it.as_made_anew() for it in self.held if it.is_made_anew}
+
+    def after_forward(self) -> None:
+        """Hold what the backward pass reads: all that is as it was, and what the field has made."""
+        # What the field itself changes when it is evaluated, such as a count, may change again.
+        kept = [it for it in self.held if it.is_as_it_was]
+        made = [(self.made.get(id(it)), it.as_made_anew()) for it in self.held if it.is_made_anew]
+        self.held = kept + [replace(now, may_change=not (then and then.is_as_it_was)) for then, now in made]
+        if self.problem.are_all_parameters:
+            known = {*map(id, self.problem.parameters)}
+            tensors = {it.name: it.value for it in kept if isinstance(it.value, Tensor) and id(it.value) not in known}
+            self.without_gradient = sorted(name for name, tensor in tensors.items() if tensor.requires_grad)
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -38,10 +57,7 @@ class DifferentiableSolve(torch.autograd.Function):
         with uncast(y0.device.type):
             solution = _solve(plan, y0)
         ctx.plan = plan
-        # What the field itself changes when it is evaluated, such as a count, may change again.
-        plan.held = [
-            it.as_made_anew() if it.is_made_anew else it for it in plan.held if it.is_as_it_was or it.is_made_anew
-        ]
+        plan.after_forward()
         ctx.save_for_backward(solution, *parameters)
         return solution
 
@@ -110,7 +126,7 @@ def _solve(plan: Plan, y0: Tensor) -> Tensor:
     if plan.is_differentiated:
         _refuse_cached_parametrizations()
         if isinstance(differentiation.field, AutogradField):
-            differentiation.field.is_first_of_solve = True
+            differentiation.field.after_first = plan.after_first
         solver = differentiation.begin()
     else:
         solver = plain_solver(problem, plan.statistics, differentiation.field)

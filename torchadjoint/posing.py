@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -66,8 +65,6 @@ def pose(
     # Up to here, a step beyond a time and sums of a few errors over their tolerance are still finite.
     largest = torch.finfo(y0.dtype).max / 100
     arguments.refuse_transforms([y0, t, *parameters])
-    if adjoint_params is None and torch.is_grad_enabled():
-        _warn_of_others(func, parameters)
     if forward_ad._current_level >= 0:
         arguments.refuse_transforms(it.value for it in held_by(func))
     func = cast_as_now(func, y0.device.type)
@@ -143,22 +140,6 @@ def pose(
     if compile == "solve":
         _check_loop(problem)
     return problem
-
-
-def _warn_of_others(func: nn.Module, parameters: Iterable[Tensor]) -> None:
-    """Warns of tensors that func holds and that require a gradient, but get none from the solve."""
-    known = {*map(id, parameters)}
-    names = [
-        it.name
-        for it in held_by(func)
-        if isinstance(it.value, Tensor) and it.value.requires_grad and id(it.value) not in known
-    ]
-    if names:
-        warnings.warn(
-            f"func holds {', '.join(map(repr, names))}, which requires a gradient but is no parameter, so the solve "
-            f"gives it none: name it in adjoint_params=(*func.parameters(), func.{names[0]}), or detach it",
-            stacklevel=5,
-        )
 
 
 def _check_loop(problem: Problem) -> None:

@@ -25,8 +25,7 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
             has none, as it is taken where t needs no gradient.
     """
     may_be_fused = problem.are_all_parameters and not problem.compile and not problem.t.requires_grad
-    # Such a field reads the tensors that are computed from the parameters, as if they were these.
-    if may_be_fused and hasattr(problem.asked, "fused_field") and not _is_parametrized(problem.asked):
+    if may_be_fused and hasattr(problem.asked, "fused_field") and not _has_computed_tensors(problem.asked):
         field = problem.asked.fused_field(problem.split(problem.y0) if problem.is_tuple else problem.y0)
         sizes = [parameter.numel() for parameter in problem.parameters]
         if list(field.parameter_sizes) != sizes:
@@ -39,8 +38,13 @@ def make_field(problem: Problem, *, time_gradient: bool) -> Field:
     return kind(problem.func, problem.parameters, problem.y0.shape, time_gradient=time_gradient)
 
 
-def _is_parametrized(func: Any) -> bool:
-    return isinstance(func, nn.Module) and any(map(parametrize.is_parametrized, func.modules()))
+def _has_computed_tensors(func: Any) -> bool:
+    """Whether parts of a module compute their tensors from parameters, as a fused field may not know.
+
+    Parametrizations do, and by a hook before each forward so do pruning and the older norms of weights.
+    """
+    parts = func.modules() if isinstance(func, nn.Module) else ()
+    return any(parametrize.is_parametrized(part) or part._forward_pre_hooks for part in parts)
 
 
 def state_norm(problem: Problem) -> Norm:
