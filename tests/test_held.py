@@ -277,6 +277,9 @@ def test_a_tensor_that_gets_no_gradient_is_named(by):
         by(func, y0, T)
     assert Path(found[0].filename).name == ("api.py" if by is odeint_adjoint else "problems.py"), "who called solve"
     del func.another
+    func.own = 2 * func.first.weight
+    with pytest.warns(UserWarning, match="func holds 'context', which"):
+        by(func, y0, T)
     y = by(func, y0, T, adjoint_params=(*func.parameters(), func.context))
     (y if by is odeint_adjoint else y.y).sum().backward()
     assert weight.grad.abs().min() > 0

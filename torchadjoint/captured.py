@@ -173,6 +173,11 @@ def _edge(tensor: Any) -> Edge | None:
     return get_gradient_edge(tensor)[:2] if isinstance(tensor, Tensor) and tensor.requires_grad else None
 
 
+def leaves_behind(tensor: Tensor) -> list[Tensor]:
+    """What a tensor was computed from, as far as it gets a gradient; itself if it is a leaf that does."""
+    return _ends([_edge(tensor)], {})
+
+
 def _ends(edges: Iterable[Edge | None], stops: dict[Edge, Tensor]) -> list[Tensor]:
     """The tensors in which the graphs end that begin there, each once: leaves, and what is among the `stops`."""
     found, seen, edges = {}, set(), [*edges]

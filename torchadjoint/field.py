@@ -152,6 +152,9 @@ class AutogradField:
             time = y.new_full((), t, requires_grad=self.time_gradient)
             state = y.detach().clone().requires_grad_(True)
             derivative = checked_derivative(self.func(time, state), state)
+        after, self.after_first = self.after_first, None
+        if after is not None:
+            after()
         self.points[slot] = (time, state, derivative)
         out.copy_(derivative.detach())
 

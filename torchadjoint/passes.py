@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from . import arguments
 from .adjoints.forward import plain_solver
+from .captured import leaves_behind
 from .casting import uncast
 from .field import AutogradField
 from .held import Held, as_they_were, held_by
@@ -46,7 +47,10 @@ class Plan:
         if self.problem.are_all_parameters:
             known = {*map(id, self.problem.parameters)}
             tensors = {it.name: it.value for it in kept if isinstance(it.value, Tensor) and id(it.value) not in known}
-            self.without_gradient = sorted(name for name, tensor in tensors.items() if tensor.requires_grad)
+            # What was computed from parameters passes its gradient on to them.
+            self.without_gradient = sorted(
+                name for name, tensor in tensors.items() if not {*map(id, leaves_behind(tensor))} <= known
+            )
 
 
 class DifferentiableSolve(torch.autograd.Function):
@@ -136,4 +140,6 @@ def _solve(plan: Plan, y0: Tensor) -> Tensor:
     solver.write_states(problem.times[1:], solution.view(len(solution), -1)[1:])
     if plan.is_differentiated:
         differentiation.end(solver)
+        if isinstance(differentiation.field, AutogradField):
+            differentiation.field.after_first = None  # not called by a compiled field, and holds the plan in a circle
     return solution
