@@ -37,7 +37,6 @@ def test_what_is_older_than_the_changes(runs):
     at_1e_3 = {"default": {1, 2}, "discrete": {0}, "seminorm": {0, 1, 2}, "per-tensor": {0, 1, 2}}
     assert older == {
         **{("speech_commands", 1e-3, 24, way): seeds for way, seeds in at_1e_3.items()},
-        **{("speech_commands", 1e-5, 8, norm): {0} for norm in ("default", "per-tensor", "seminorm")},
         **{("acrobot", 1e-4, 3, norm): {1, 2} for norm in ("default", "as-published", "seminorm")},
     }
     says("at 1e-3: `seminorm` and `per-tensor`, `default` of seeds 1 and 2 and `discrete` of seed 0;")
@@ -93,18 +92,17 @@ def test_the_runs_are_as_described(runs):
     }
     says(f"{sum(speech):,} real recordings ({speech[0]:,} for training)")
     epochs = {(run.experiment, run.config["rtol"], len(run.epochs)) for run in runs if run.experiment != "flow"}
-    others = {("speech_commands", 1e-5, 8), ("acrobot", 1e-4, 3), ("acrobot", 1e-4, 50)}
+    others = {("speech_commands", 1e-3, 48), ("acrobot", 1e-4, 3), ("acrobot", 1e-4, 50)}
     assert epochs == {("speech_commands", *pair) for pair in EPOCHS.items()} | others
     [batch_size] = {run.config["batch_size"] for run in runs if run.experiment == "speech_commands"}
-    says(f"batch {batch_size} in place of 1024, {EPOCHS[1e-3]} epochs in place of 200 (at the tightest pair")
-    says("of tolerances `default` has one seed so far, and `per-tensor` 8 epochs)")
+    says(f"batch {batch_size} in place of 1024, {EPOCHS[1e-3]} epochs in place of 200 (48 in one pair of runs at 1e-3)")
     says("3 epochs in place of 50, and one seed of each way over all 50")
     assert {(run.provenance["num_threads"], run.provenance["device_name"].split()[0]) for run in runs} == {
         (1, "Intel(R)"),
         (1, "AMD"),
     }
     [version] = {run.provenance["packages"]["torch"] for run in runs}
-    says("All on one core, of an Intel Xeon (AVX-512) or of an AMD EPYC (Zen 2, 3 or 4), with")
+    says("All on one core, of an Intel Xeon (AVX-512) or of an AMD EPYC (Zen 2 to 5), with")
     says(f"torch {version}")
     assert not any(run.provenance["commit"].endswith("-dirty") for run in runs)
 
@@ -180,7 +178,8 @@ def test_savings_of_all_evaluations(runs):
     says("Of all evaluations, forward and backward, it saves {} at 1e-3 and {} at 1e-4".format(*shares))
     says(f"against the paper's baseline: {shares[0]} of all evaluations.")
     [size] = {run.train_metrics.dataset_size for run in runs if run.experiment == "speech_commands"}
-    steps = of_each_epoch(runs, "backward_accepted", experiment="speech_commands", norm="seminorm", rtol=1e-3)
+    shared = dict(experiment="speech_commands", norm="seminorm", rtol=1e-3, max_epochs=24)
+    steps = of_each_epoch(runs, "backward_accepted", **shared)
     of_a_solve = [round(statistics.mean(of_seed) / math.ceil(size / 128)) for of_seed in steps.values()]
     says(f"At 1e-3 the seminorm takes {min(of_a_solve)} to {max(of_a_solve)} in a backward solve: it is at this floor.")
 
@@ -192,7 +191,7 @@ def test_savings(runs):
 
     by_seed = epoch_savings(runs, 1e-3).values()
     says(f"first falls, to {span([min(found) for found in by_seed])} in the three seeds")
-    says(f"ends at {span([found[-2] for found in by_seed])}:")
+    says(f"ends at {span([found[-2] for found in by_seed])}.")
     in_training = [statistics.mean(found[-1] for found in epoch_savings(runs, rtol).values()) for rtol in TOLERANCES]
     measured = [
         1 - statistics.geometric_mean(ratios("speech_commands", rtol, "seminorm", "default", "backward_nfe"))
@@ -201,9 +200,6 @@ def test_savings(runs):
     batch_size = diagnosis("gradient_errors", "speech_commands")["batch_size"]
     where = f"in the measurement below (trained, batch {batch_size};"
     says(f"The saving is {span(in_training)} in the table, {span(measured)} {where}")
-    assert [*epoch_savings(runs, 1e-5)] == [0]
-    says(f"and {100 * in_training[2]:.0f} % at 1e-5 (one seed so far).")
-    says("At the tightest pair the saving is of one seed.")
     evidence = Evidence.of(str(RESULTS))
     saved = [
         evidence.compared(
@@ -211,19 +207,39 @@ def test_savings(runs):
             backward_nfe,
             is_share=True,
         )
-        for rtol, atol in ((1e-3, 1e-6), (1e-4, 1e-7))
+        for rtol, atol in ((1e-3, 1e-6), (1e-4, 1e-7), (1e-5, 1e-8))
     ]
     ways = (Way("speech_commands", 1e-4, 1e-7, norm) for norm in ("seminorm", "default"))
     faster = evidence.compared(*ways, seconds, is_share=True)
     says(f"takes {100 * faster.value:.0f} % ({100 * faster.low:.0f} to {100 * faster.high:.0f}) less CPU time")
-    assert [found.num for found in (*saved, faster)] == [3, 3, 3]
+    assert [found.num for found in (*saved, faster)] == [3, 3, 3, 3]
     for pair in ((1e-3, 1e-6), (1e-5, 1e-8)):
         ways = (Way("speech_commands", *pair, norm) for norm in ("seminorm", "default"))
         other = evidence.compared(*ways, seconds, is_share=True)
         assert other is None or (other.num < 3 and not other.low > 0)
     says("at the other two too few pairs are of one CPU to tell")
     numbers = [f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})" for found in saved]
-    says(f"saves {numbers[0]} of the backward NFE in training at 1e-3, {numbers[1]} at 1e-4 (24 epochs, n = 3)")
+    says(f"saves {numbers[0]} of the backward NFE in training at 1e-3, {numbers[1]} at 1e-4 and {numbers[2]} at 1e-5")
+
+
+def test_one_pair_was_trained_as_far_as_accuracy_rises(runs):
+    default, seminorm = (
+        next(run for run in runs if (run.config["norm"], run.config["max_epochs"]) == (norm, 48))
+        for norm in ("default", "seminorm")
+    )
+    accuracies = [f"{100 * run.test_metrics.accuracy:.1f} %" for run in (default, seminorm)]
+    says("The test accuracy is {} with `default` and {} with the seminorm".format(*accuracies))
+    settled = [[entry for entry in run.history if entry.train_metrics.accuracy > 0.99] for run in (default, seminorm)]
+    says("From epoch {} on with `default` and {} with the seminorm, more than".format(*(of[0].epoch for of in settled)))
+    spans = [sorted(entry.val_metrics.accuracy for entry in of) for of in settled]
+    says("stays at {} and {}.".format(*(f"{100 * of[0]:.0f} to {100 * of[-1]:.0f} %" for of in spans)))
+    late = [sum(epoch.backward_nfe for epoch in run.epochs[-12:]) for run in (seminorm, default)]
+    saved = 1 - backward_nfe(seminorm) / backward_nfe(default), 1 - late[0] / late[1]
+    says(
+        "The seminorm saves {:.0f} % of the backward NFE, in the last twelve epochs {:.0f} %".format(
+            *(100 * share for share in saved)
+        )
+    )
 
 
 def test_discrete_beside_the_seminorm_at_the_tightest_pair():
@@ -236,7 +252,7 @@ def test_discrete_beside_the_seminorm_at_the_tightest_pair():
         statistics.mean(quantity(mine) / quantity(theirs) for mine, theirs in pairs)
         for quantity in (backward_nfe, seconds)
     )
-    says(f"There `discrete` takes {of_nfe:.2f} times the backward NFE of `seminorm`,")
+    says(f"At the tightest pair `discrete` takes {of_nfe:.2f} times the backward NFE of `seminorm`,")
     says(f"and {of_seconds:.2f} times its CPU seconds (means of {len(pairs)} pairs)")
 
 
