@@ -202,7 +202,7 @@ def _ratio(experiment: str, cost: Cost, quantity: str, way: str, rtol: float, ev
     of_weights = tuple(alone.known for alone in ratio.of_weights)
     unit = f"batches, each with {len(of_weights)} sets of weights" if of_weights else "batches"
     ends = (ratio.middle, ratio.low, ratio.high)
-    return Finding(*ends, ratio.num_batches, unit, (path,), note, ratio.is_bound, of_weights)
+    return Finding(*ends, ratio.num_batches, unit, (path,), note, of_weights)
 
 
 def _of_ours() -> Iterator[Claim]:

@@ -47,8 +47,6 @@ class Finding:
     """What `num` counts: pairs of runs, batches."""
     files: tuple[Path, ...]
     note: str = ""
-    is_bound: bool = False
-    """Whether the number, over all weights, is a bound."""
     of_weights: tuple[tuple[float, float], ...] = ()
     """The number by each set of weights alone, where gradients are measured: twice, or a bound and infinity."""
 

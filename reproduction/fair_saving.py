@@ -39,8 +39,6 @@ class Ratio:
     high: float
     """The ends are NaN of a single batch. One is infinite if the middle is a bound, both if it is by some weights."""
     num_batches: int
-    is_bound: bool = False
-    """Whether the middle, over all weights, is a bound."""
     of_weights: tuple["Ratio", ...] = ()
     """By each set of weights alone, if there are several."""
 
@@ -49,13 +47,18 @@ class Ratio:
         """The middle as both ends, one of which is infinite where it is a bound."""
         return (self.low if math.isinf(self.low) else self.middle, self.high if math.isinf(self.high) else self.middle)
 
+    @property
+    def open_ends(self) -> tuple[bool, bool]:
+        """Which ends are infinite, the low one and the high one."""
+        return math.isinf(self.low), math.isinf(self.high)
+
     def widened(self, alone: Sequence["Ratio"]) -> "Ratio":
         """This ratio, whose interval is over the batches, widened to cover the interval over the weights.
 
-        Where all the ratios by each set of weights `alone` are bounds, they count as numbers. Where some are, there is
-        no interval over the weights, and both ends are open.
+        Where all the ratios by each set of weights `alone` are such bounds as this one, they count as numbers. Where
+        some are others, there is no interval over the weights, and both ends are open.
         """
-        if len({ratio.is_bound for ratio in alone}) > 1:
+        if {ratio.open_ends for ratio in alone} != {self.open_ends}:
             return replace(self, low=-math.inf, high=math.inf, of_weights=tuple(alone))
         logarithms = numpy.log([ratio.middle for ratio in alone])
         half = half_width(logarithms)
@@ -167,9 +170,9 @@ def _at_equal_error(mine: Batches, curve: Iterable[Batches]) -> Ratio:
     (_, own_error), *points = (tuple(numpy.mean([of[batch] for batch in mine], axis=0)) for of in (mine, *curve))
     *finer, (coarsest_cost, largest_error) = sorted(points, key=lambda point: point[1])
     if own_error < min(error for _, error in points):
-        return replace(ratio, low=-math.inf, is_bound=True)
+        return replace(ratio, low=-math.inf)
     if own_error > largest_error and all(cost > coarsest_cost + 0.01 for cost, _ in finer):
-        return replace(ratio, high=math.inf, is_bound=True)
+        return replace(ratio, high=math.inf)
     return ratio
 
 

@@ -372,6 +372,7 @@ def test_autocast_reaches_func_and_nothing_else(adjoint):
     assert is_solver_cast == {False}
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode imports it
 def test_a_tangent_of_what_func_holds_is_refused_too():
     func, y0 = Network(), random(3)
     weight = func.first.weight.detach()

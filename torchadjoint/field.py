@@ -139,11 +139,9 @@ class AutogradField:
         """A field of `t` alone needs no telling."""
 
     def evaluate(self, t: float, y: Tensor, out: Tensor) -> None:
-        after, self.after_first = self.after_first, None
-        with torch.set_grad_enabled(after is not None):
+        with torch.set_grad_enabled(self.after_first is not None):
             derivative = checked_derivative(self.func(y.new_full((), t), y), y)
-        if after is not None:
-            after()
+        self._call_after_first()
         out.copy_(derivative.detach())
 
     def linearise(self, slot: int, t: float, y: Tensor, out: Tensor) -> None:
@@ -152,11 +150,14 @@ class AutogradField:
             time = y.new_full((), t, requires_grad=self.time_gradient)
             state = y.detach().clone().requires_grad_(True)
             derivative = checked_derivative(self.func(time, state), state)
+        self._call_after_first()
+        self.points[slot] = (time, state, derivative)
+        out.copy_(derivative.detach())
+
+    def _call_after_first(self) -> None:
         after, self.after_first = self.after_first, None
         if after is not None:
             after()
-        self.points[slot] = (time, state, derivative)
-        out.copy_(derivative.detach())
 
     def pullback(self, slot: int, cotangent: Tensor, out: Tensor) -> None:
         _, state, derivative = self.points[slot]

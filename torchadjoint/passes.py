@@ -46,10 +46,10 @@ class Plan:
         self.held = kept + [replace(now, may_change=not (then and then.is_as_it_was)) for then, now in made]
         if self.problem.are_all_parameters:
             known = {*map(id, self.problem.parameters)}
-            tensors = {it.name: it.value for it in kept if isinstance(it.value, Tensor) and id(it.value) not in known}
+            others = [it for it in kept if isinstance(it.value, Tensor) and id(it.value) not in known]
             # What was computed from parameters passes its gradient on to them.
             self.without_gradient = sorted(
-                name for name, tensor in tensors.items() if not {*map(id, leaves_behind(tensor))} <= known
+                {it.name for it in others if not {*map(id, leaves_behind(it.value))} <= known}
             )
 
 
